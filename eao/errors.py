@@ -1,0 +1,65 @@
+"""Errors that are the user's to mend: the command line prints them in one line and exits with code 2.
+
+Each message says what is wrong, naming the file or key, and `hint` says what to do next. A bug raises anything else and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class EaoError(Exception):
+    """Base of every error that a user can mend.
+
+    Args:
+        message: what is wrong, with the file, key or value that is at fault.
+        hint: the next step, shown on a second line.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n     {self.hint}" if self.hint else self.message
+
+
+class ConfigError(EaoError):
+    """A configuration file or override is wrong."""
+
+
+class CheckpointError(EaoError):
+    """A checkpoint cannot be read, or does not fit the model."""
+
+
+class DataError(EaoError):
+    """A data set, feature file or caption file is wrong."""
+
+
+class MediaError(EaoError):
+    """A video or audio file cannot be decoded."""
+
+
+class ExportError(EaoError):
+    """An encoder cannot be exported, or its engine fails parity."""
+
+
+class RetrievalError(EaoError):
+    """An index is missing, damaged, or does not fit the model."""
+
+
+class MissingDependencyError(EaoError):
+    """An optional package is not installed."""
+
+
+def missing_dependency(package: str, extra: str, purpose: str) -> MissingDependencyError:
+    """The error for an optional import that failed.
+
+    Example:
+        >>> str(missing_dependency("lancedb", "index", "the search index")).splitlines()[0]
+        'the search index needs the package lancedb, which is not installed'
+    """
+    return MissingDependencyError(
+        f"{purpose} needs the package {package}, which is not installed",
+        f"pip install 'eao[{extra}]'",
+    )
