@@ -1,0 +1,1 @@
+"""The demo: a small real data set from pictures and speech, and the whole chain run on it."""

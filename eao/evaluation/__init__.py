@@ -1,0 +1,1 @@
+"""Embedding data sets and measuring retrieval."""

@@ -1,0 +1,1 @@
+"""The fusion transformer, its audio network and the baselines."""

@@ -1,0 +1,1 @@
+"""The combinatorial loss and the training loop."""

@@ -1,0 +1,1 @@
+"""Kernels with CPU paths and plain references."""
