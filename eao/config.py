@@ -83,13 +83,17 @@ class ModelConfig(Section):
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
         if self.fusion.embed_dim % self.fusion.num_heads:
-            raise ValueError(f"fusion.embed_dim {self.fusion.embed_dim} is no multiple of num_heads {self.fusion.num_heads}")
+            raise ValueError(
+                f"fusion.embed_dim {self.fusion.embed_dim} is no multiple of num_heads {self.fusion.num_heads}"
+            )
         sizes = (self.text_max_tokens, self.video_max_tokens, self.audio_max_frames)
         if self.use_positional_emb and None in sizes:
             raise ValueError("use_positional_emb needs text_max_tokens, video_max_tokens and audio_max_frames")
         pairs = self.architecture == "fusion" and self.cross_modal
         if self.fusion.use_cls_token and self.individual_projections and pairs:
-            raise ValueError("fusion.use_cls_token with pairs needs individual_projections: false (one head for every pair)")
+            raise ValueError(
+                "fusion.use_cls_token with pairs needs individual_projections: false (one head for every pair)"
+            )
         if self.architecture == "avlnet" and self.audio.version == "v2":
             raise ValueError("the AVLnet baseline needs audio.version: v1 (its audio head is 1024 wide)")
         return self
@@ -305,7 +309,11 @@ def _as_config_error(error: pydantic.ValidationError, source: str) -> ConfigErro
     if first["type"] == "extra_forbidden":
         known = _keys_at(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known here: {', '.join(sorted(known))}"
+        hint = (
+            f"did you mean {'.'.join([*location[:-1], near[0]])}?"
+            if near
+            else f"known here: {', '.join(sorted(known))}"
+        )
         return ConfigError(f"{source}: unknown key {key}", hint)
     detail = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], Mapping) or first["type"] == "missing" else f" (given: {first['input']!r})"

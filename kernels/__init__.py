@@ -1,1 +1,6 @@
-"""Kernels with CPU paths and plain references."""
+"""The operations that dominate the model's time, each with a plain path that runs everywhere."""
+
+from eao.kernels.attention import attention
+from eao.kernels.contrastive import contrastive_loss
+
+__all__ = ["attention", "contrastive_loss"]
