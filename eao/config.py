@@ -247,6 +247,14 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     return parse_config(values, str(path) if path is not None else "the command line")
 
 
+def override_config(config: Config, overrides: Iterable[str]) -> Config:
+    """A copy of `config` with `key=value` overrides applied."""
+    values = config.model_dump(mode="python")
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, "the command line")
+
+
 def parse_config(values: Mapping[str, Any], source: str) -> Config:
     """Check a mapping against the schema; `source` names it in errors."""
     try:

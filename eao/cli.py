@@ -1,0 +1,348 @@
+"""The `eao` command: one thin function per command, no logic.
+
+Exit codes: 0 = done, 1 = a gate failed (parity), 2 = bad input, a missing package, a full disk, or an interruption.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eao.console import err, out, print_json, print_table, progress, set_up_logging
+from eao.errors import ConfigError, EaoError, ExportError
+
+app = typer.Typer(
+    help="Train, evaluate, export, benchmark and search with the Everything-at-Once fusion transformer (text, video, audio).",
+    epilog="Settings are given as key=value after the arguments, for example: eao train -c demo optimizer.lr=1e-4",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, check the input, and stop.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU if there is one.")]
+ModelPath = Annotated[Path, typer.Option("--model", "-m", help="A checkpoint folder, an authors' .pth, or a bundle of engines.")]
+
+
+@app.callback()
+def common(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what is going on.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    set_up_logging(verbose)
+    if version:
+        import eao
+
+        out.print(eao.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Option("--config", "-c", help="An experiment file, or the name of a shipped one.")],
+    overrides: Overrides = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; default runs/<name>.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue the run in the folder.")] = False,
+    device: Device = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model: loss and throughput while it runs, checkpoints, metrics and a learning curve in the run folder."""
+    from eao.configs import find_config
+    from eao.config import load_config
+    from eao.training.run import describe_run, run_training
+
+    settings = load_config(find_config(config), overrides or [])
+    folder = out_folder or Path("runs") / settings.name
+    if dry_run:
+        description = describe_run(settings, folder)
+        print_json(description) if as_json else print_table("dry run", [{"": k, " ": str(v)} for k, v in description.items()])
+        return
+    result = run_training(settings, folder, resume=resume, device=device, quiet=as_json)
+    if as_json:
+        print_json(result)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A checkpoint folder, an authors' .pth, or a bundle of engines.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Which data set of the configuration: test, validation or train.")] = "test",
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the metrics as JSON here.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Retrieval metrics (R@1, R@5, R@10, R@50, median and mean rank) of a model on a data set."""
+    from eao.api import load
+    from eao.evaluation.run import evaluate_model
+    from eao.files import write_json
+
+    embedder = load(model, device=device, overrides=overrides or [])
+    result = evaluate_model(embedder, split)
+    if output is not None:
+        write_json(output, result)
+    if as_json:
+        print_json(result)
+    else:
+        from eao.evaluation.metrics import metrics_table
+
+        out.print(metrics_table(result["metrics"], title=f"{model} on {result['items']} items ({split})"))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="The authors' .pth file.")],
+    target: Annotated[Path, typer.Argument(help="Folder for the native checkpoint (safetensors + config.yaml).")],
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="The authors' config.yaml, if not beside it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert an authors' checkpoint to the native format, and check that every tensor came over bit by bit."""
+    from eao.checkpoint import convert as convert_checkpoint
+
+    report = convert_checkpoint(source, target, config)
+    print_json(report) if as_json else out.print(f"[green]✓[/green] {target}: {report['tensors']} tensors, {report['parameters']:,} parameters")
+
+
+@app.command()
+def extract(
+    arguments: Annotated[list[str], typer.Argument(metavar="INPUT... [KEY=VALUE]...", help="Video files and folders.")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the features.")],
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="Extract what this model was trained on.")] = None,
+    device: Device = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Video and audio features of every video in a folder. Runs again where it stopped."""
+    from eao.config import load_config, override_config
+    from eao.features.extract import extract_folder
+
+    inputs, overrides = _split_overrides(arguments)
+    if model is not None:
+        from eao.api import load_model_config
+
+        settings = override_config(load_model_config(model), overrides)
+    else:
+        settings = load_config(overrides=overrides)
+    with progress("extracting", not as_json) as callback:
+        report = extract_folder(inputs, output, settings.features, progress=callback, dry_run=dry_run, device=device or "cpu")
+    _print_report("extraction", report, as_json)
+
+
+@app.command()
+def embed(
+    model: ModelPath,
+    overrides: Overrides = None,
+    text: Annotated[list[str] | None, typer.Option(help="A sentence; may be given again.")] = None,
+    video: Annotated[list[str] | None, typer.Option(help="A video file, for what is seen.")] = None,
+    audio: Annotated[list[str] | None, typer.Option(help="A video or sound file, for what is heard.")] = None,
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the (rows, E) float32 array to this .npy file.")] = None,
+    device: Device = None,
+) -> None:
+    """Unit-norm embeddings of sentences, videos or sounds, or of rows that combine them. JSON unless --out is given."""
+    from eao.api import load
+
+    embedder = load(model, device=device, overrides=overrides or [])
+    rows = embedder.embed(text=text, video=video, audio=audio)
+    if output is None:
+        print_json(rows.tolist())
+        return
+    import numpy as np
+
+    from eao.files import atomic_path
+
+    with atomic_path(output.with_suffix(".npy")) as temporary:
+        np.save(temporary, rows)
+    err.print(f"{output.with_suffix('.npy')}: {rows.shape[0]} x {rows.shape[1]} float32")
+
+
+@app.command()
+def index(
+    arguments: Annotated[list[str], typer.Argument(metavar="INPUT... [KEY=VALUE]...", help="Video files and folders.")],
+    model: ModelPath,
+    output: Annotated[Path, typer.Option("--out", "-o", help="The index; videos are added to one that exists.")] = Path("index"),
+    device: Device = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Index a folder of videos, so that `eao search` finds them by what is seen and heard."""
+    from eao.api import load
+    from eao.features.extract import find_videos
+    from eao.retrieval.index import Index
+
+    inputs, overrides = _split_overrides(arguments)
+    if dry_run:
+        files = find_videos(inputs)
+        _print_report("index", {"would index": len(files), "first": [str(f) for f in files[:5]]}, as_json)
+        return
+    embedder = load(model, device=device, overrides=overrides)
+    with progress("indexing", not as_json) as callback:
+        report = Index(output, embedder).add(inputs, progress=callback)
+    _print_report("index", report, as_json)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
+    overrides: Overrides = None,
+    index_path: Annotated[Path, typer.Option("--index", "-i", help="An index made by `eao index` or `eao demo`.")] = Path("index"),
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="Default: the model the index was made with.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many clips.")] = 10,
+    by: Annotated[str | None, typer.Option(help="Compare with video-audio (default), video or audio.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Find clips like this video instead.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="Find clips that sound like this file instead.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Search an index with a sentence, a video or a sound."""
+    from dataclasses import asdict
+
+    from eao.api import load
+    from eao.retrieval.index import Index
+
+    settings = {"device": device, "overrides": overrides or []}
+    opened = Index(index_path, load(model, **settings) if model is not None else None)
+    hits = opened.search(query or None, video=video, audio=audio, k=k, encoder=by)
+    if as_json:
+        print_json([asdict(hit) for hit in hits])
+        return
+    rows = [{"rank": h.rank, "score": f"{h.score:.3f}", "file": h.file, "from": f"{h.start:.1f} s", "to": f"{h.end:.1f} s"} for h in hits]
+    print_table(query or str(video or audio), rows)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A checkpoint folder, a run folder, or an authors' .pth.")],
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle.")] = Path("bundle"),
+    engine: Annotated[str, typer.Option(help="onnx (onnxruntime).")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    encoder: Annotated[list[str] | None, typer.Option(help="text, video-audio, ...; may be given again. Default: all.")] = None,
+    opset: Annotated[int, typer.Option(help="ONNX opset.")] = 18,
+    split: Annotated[str | None, typer.Option(help="Data set of the configuration for ranking parity; 'none' to skip.")] = "test",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Compile encoders into a bundle of engines, and prove that they embed and rank as the model does.
+
+    An encoder that fails parity is not written as usable: the command names the figure, keeps the evidence and exits with 1.
+    """
+    from eao.export.run import export_bundle
+
+    report = export_bundle(
+        model, output, engine=engine, precision=precision, encoders=encoder, opset=opset, split=split,
+        overrides=overrides or [], dry_run=dry_run, quiet=as_json,
+    )  # fmt: skip
+    if as_json:
+        print_json(report)
+
+
+@app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="A bundle made by `eao export`.")],
+    overrides: Overrides = None,
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="The checkpoint, for PyTorch beside the engines.")] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; default 1 and 8.")] = None,
+    seconds: Annotated[float, typer.Option(help="Time per measurement.")] = 2.0,
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report as JSON here.")] = None,
+    docs: Annotated[Path | None, typer.Option(help="Refresh the table in this Markdown file.")] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process."""
+    from eao.bench.run import bench_bundle
+
+    report = bench_bundle(
+        bundle, model=model, encoders=encoder, batches=batch or [1, 8], seconds=seconds, output=output, docs=docs,
+        overrides=overrides or [], dry_run=dry_run, quiet=as_json,
+    )  # fmt: skip
+    if as_json:
+        print_json(report)
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Everything goes here; a second run reuses it.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option(help="Fewer objects and epochs: a check that everything works, in under 3 minutes.")] = False,
+    stamps: Annotated[Path | None, typer.Option(help="A tuxpaint stamps folder, where apt is not at hand.")] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """The whole path on a real data set: render, extract, train, evaluate, export, prove parity, benchmark, search."""
+    from eao.demo.run import run_demo
+
+    summary = run_demo(folder, quick=quick, stamps=stamps, overrides=overrides or [], dry_run=dry_run, quiet=as_json)
+    if as_json:
+        print_json(summary)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Which engines, codecs and devices are usable here and, for each that is not, why and what to install."""
+    from eao.doctor import diagnose, render, to_json
+
+    checks = diagnose()
+    if as_json:
+        print_json(to_json(checks))
+    else:
+        out.print(render(checks))
+
+
+def _split_overrides(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """Files and folders apart from key=value settings; a file whose name looks like a setting is a file."""
+    overrides = [a for a in arguments if re.match(r"[a-z_0-9.]+=", a) and not Path(a).exists()]
+    return [Path(a) for a in arguments if a not in overrides], overrides
+
+
+def _print_report(title: str, report: Any, as_json: bool) -> None:
+    from dataclasses import asdict, is_dataclass
+
+    values = asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
+    if as_json:
+        print_json(values)
+        return
+    for key, value in values.items():
+        shown = len(value) if isinstance(value, list) and key != "first" else value
+        out.print(f"{title}: {key} {shown}", highlight=False, soft_wrap=True)
+    for failure in values.get("failed") or []:
+        err.print(f"  [red]\\[x][/red] {failure}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; errors the user can mend become one message and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except ExportError as error:
+        _fail(f"[x] {error}", 1)
+    except EaoError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing is half-written, and the same command continues")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _fail(f"cannot write {error.filename or 'the output'}: {error.strerror}\n     free some space or choose another --out")
+    except Exception as error:
+        if not hasattr(error, "exit_code") or not hasattr(error, "show"):
+            raise
+        error.show()
+        sys.exit(2)
+
+
+def _fail(message: str, code: int = 2) -> None:
+    err.print(f"eao: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
