@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eao.errors import DataError
 
-# n rows of a feature stream, D its width, N tokens, F mel bands (40), T spectrogram frames, C clips, L frames of one clip
+# n rows of a feature stream, D its width, N tokens, F mel bands (40), T spectrogram frames, C clips of L frames
 
 Strategy = Literal["clip", "nearest", "max_pool"]
 Floats: TypeAlias = NDArray[np.float32]
@@ -39,14 +39,10 @@ def frames_to_seconds(frames: int) -> float:
     return (HOP * frames + N_FFT // 2) / SAMPLE_RATE
 
 
-def crop_audio(
-    spectrogram: NDArray[np.floating], start: float, end: float
-) -> NDArray[np.floating]:
+def crop_audio(spectrogram: NDArray[np.floating], start: float, end: float) -> NDArray[np.floating]:
     """The frames of a (F, T) spectrogram between two times in seconds, as a view; empty where there are none."""
     # Both are clamped: a negative end would count from the back of the spectrogram.
-    return spectrogram[
-        :, max(0, seconds_to_frames(start)) : max(0, seconds_to_frames(end))
-    ]
+    return spectrogram[:, max(0, seconds_to_frames(start)) : max(0, seconds_to_frames(end))]
 
 
 def video_rows(start: float, end: float, rate: float, accurate: bool = False) -> slice:
@@ -103,9 +99,7 @@ def create_video(
     """
     if strategy not in ("clip", "nearest", "max_pool") or n_tokens < 0:
         raise ValueError(f"no such sampling: {n_tokens} tokens by {strategy!r}")
-    streams = [
-        np.asarray(x, dtype=np.float32) for x in (video_2d, video_3d) if x is not None
-    ]
+    streams = [np.asarray(x, dtype=np.float32) for x in (video_2d, video_3d) if x is not None]
     if not streams or any(x.ndim != 2 for x in streams):
         shapes = ", ".join(str(x.shape) for x in streams) or "none"
         raise DataError(f"video features must be (rows, width) arrays, not {shapes}")
@@ -115,15 +109,8 @@ def create_video(
                 "one pooled video vector needs both 2-D and 3-D features",
                 "set data.video_tokens above 0",
             )
-        pooled = [
-            x.max(axis=0, keepdims=True)
-            if len(x)
-            else np.zeros((1, x.shape[1]), np.float32)
-            for x in streams
-        ]
-        return np.concatenate([_normalise(x)[0] for x in pooled]), np.ones(
-            1, dtype=bool
-        )
+        pooled = [x.max(axis=0, keepdims=True) if len(x) else np.zeros((1, x.shape[1]), np.float32) for x in streams]
+        return np.concatenate([_normalise(x)[0] for x in pooled]), np.ones(1, dtype=bool)
     if strategy == "max_pool":
         streams = _max_pool(streams, n_tokens)
     if strategy != "clip" and _exceeds(streams, n_tokens):
@@ -142,9 +129,7 @@ def create_audio(spectrogram: ArrayLike, n_frames: int) -> tuple[Floats, Mask, i
     """
     source = np.asarray(spectrogram)
     if source.ndim != 2:
-        raise DataError(
-            f"a spectrogram must be a (bands, frames) array, not {source.shape}"
-        )
+        raise DataError(f"a spectrogram must be a (bands, frames) array, not {source.shape}")
     frames = min(source.shape[1], n_frames)
     audio = np.zeros((source.shape[0], n_frames), dtype=np.float32)
     audio[:, :frames] = source[:, :frames]

@@ -37,9 +37,7 @@ def test_create_video_equals_the_reference(case):
     data = golden("video_features")
     video_2d = None if case["rows_2d"] is None else data["F2"][: case["rows_2d"]]
     video_3d = None if case["rows_3d"] is None else data["F3"][: case["rows_3d"]]
-    video, mask = sampling.create_video(
-        video_2d, video_3d, case["n_tokens"], case["strategy"]
-    )
+    video, mask = sampling.create_video(video_2d, video_3d, case["n_tokens"], case["strategy"])
     expected = data[case["name"] + ".video"]
     if duplicated(case):
         expected = expected[:, :6]
@@ -60,11 +58,7 @@ def test_the_golden_cases_include_the_doubled_stream():
 @given(n_in=st.integers(1, 300), n_out=st.integers(1, 200))
 def test_nearest_indices_equal_torch(n_in, n_out):
     rows = torch.arange(n_in, dtype=torch.float32)[None, None]
-    expected = (
-        torch.nn.functional.interpolate(rows, size=n_out, mode="nearest")[0, 0]
-        .long()
-        .numpy()
-    )
+    expected = torch.nn.functional.interpolate(rows, size=n_out, mode="nearest")[0, 0].long().numpy()
     np.testing.assert_array_equal(sampling.nearest_indices(n_in, n_out), expected)
 
 
@@ -92,10 +86,7 @@ def test_create_video_shape_mask_and_norms(rows_2d, rows_3d, n, strategy):
     if rows_2d is None and rows_3d is None:
         return
     rng = np.random.default_rng(0)
-    streams = [
-        None if r is None else rng.standard_normal((r, d))
-        for r, d in ((rows_2d, 3), (rows_3d, 5))
-    ]
+    streams = [None if r is None else rng.standard_normal((r, d)) for r, d in ((rows_2d, 3), (rows_3d, 5))]
     video, mask = sampling.create_video(*streams, n, strategy)
     given_streams = [s for s in streams if s is not None]
     length = len(given_streams[-1]) if all(len(s) for s in given_streams) else 0
@@ -103,16 +94,12 @@ def test_create_video_shape_mask_and_norms(rows_2d, rows_3d, n, strategy):
     assert mask.sum() == min(length, n)
     assert not video[~mask].any()
     assert (np.diff(mask.astype(int)) <= 0).all()
-    np.testing.assert_allclose(
-        np.linalg.norm(video[mask], axis=1), np.sqrt(len(given_streams)), rtol=1e-5
-    )
+    np.testing.assert_allclose(np.linalg.norm(video[mask], axis=1), np.sqrt(len(given_streams)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["clip", "nearest", "max_pool"])
 def test_half_precision_rows_are_normalised_in_single(strategy):
-    rows = np.full(
-        (9, 4), 60000, dtype=np.float16
-    )  # their squares overflow half precision
+    rows = np.full((9, 4), 60000, dtype=np.float16)  # their squares overflow half precision
     video, _ = sampling.create_video(rows, None, 3, strategy)
     np.testing.assert_allclose(video, 0.5, rtol=1e-6)
 
@@ -131,24 +118,18 @@ def test_create_video_refuses_what_it_cannot_do():
         sampling.create_video(rows, None, -1)
 
 
-@pytest.mark.parametrize(
-    "case", CASES["audio_features"]["cases"][:-1], ids=lambda c: c["name"]
-)
+@pytest.mark.parametrize("case", CASES["audio_features"]["cases"][:-1], ids=lambda c: c["name"])
 def test_create_audio_equals_the_reference(case):
     data = golden("audio_features")
     _, dtype, frames, total = case["name"].split(".")
-    audio, mask, real = sampling.create_audio(
-        data["mel"][:, : int(frames)].astype(dtype), int(total)
-    )
+    audio, mask, real = sampling.create_audio(data["mel"][:, : int(frames)].astype(dtype), int(total))
     np.testing.assert_array_equal(audio, data[case["name"] + ".audio"])
     np.testing.assert_array_equal(mask, data[case["name"] + ".mask"] > 0)
     assert (real, audio.dtype, mask.dtype) == (case["nframes"], np.float32, bool)
 
 
 def test_create_audio_takes_a_tensor_and_refuses_a_waveform():
-    audio, mask, frames = sampling.create_audio(
-        torch.ones(40, 3, dtype=torch.float16), 5
-    )
+    audio, mask, frames = sampling.create_audio(torch.ones(40, 3, dtype=torch.float16), 5)
     assert frames == 3
     assert audio.sum() == 120
     assert mask.tolist() == [True] * 3 + [False] * 2
@@ -158,12 +139,8 @@ def test_create_audio_takes_a_tensor_and_refuses_a_waveform():
 
 def test_times_and_frames_equal_the_reference():
     data = golden("audio_features")
-    assert [sampling.seconds_to_frames(t) for t in data["time_grid"]] == data[
-        "frames_grid"
-    ].tolist()
-    assert [sampling.frames_to_seconds(int(n)) for n in data["nframes_grid"]] == data[
-        "seconds_grid"
-    ].tolist()
+    assert [sampling.seconds_to_frames(t) for t in data["time_grid"]] == data["frames_grid"].tolist()
+    assert [sampling.frames_to_seconds(int(n)) for n in data["nframes_grid"]] == data["seconds_grid"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -185,34 +162,20 @@ def test_crop_audio(crop):
 def test_video_rows_equal_the_reference(case):
     data = golden("get_video")
     for i, (start, end) in enumerate(zip(case["starts"], case["ends"], strict=True)):
-        slices = [
-            sampling.video_rows(start, end, rate, case["accurate_borders"])
-            for rate in (1.0, 1.5)
-        ]
-        video, mask = sampling.create_video(
-            data["f2"][slices[0]], data["f3"][slices[1]], 12
-        )
+        slices = [sampling.video_rows(start, end, rate, case["accurate_borders"]) for rate in (1.0, 1.5)]
+        video, mask = sampling.create_video(data["f2"][slices[0]], data["f3"][slices[1]], 12)
         np.testing.assert_allclose(video, data[case["name"] + ".video"][i], **CLOSE)
         np.testing.assert_array_equal(mask, data[case["name"] + ".mask"][i] > 0)
 
 
-@pytest.mark.parametrize(
-    "case", CASES["cut_into_clips"]["cases"], ids=lambda c: c["name"]
-)
+@pytest.mark.parametrize("case", CASES["cut_into_clips"]["cases"], ids=lambda c: c["name"])
 def test_cut_into_clips_equals_the_reference(case):
     data = golden("cut_into_clips")
-    inputs = {
-        k: data[f"{case['name']}.in.{k}"]
-        for k in ("video", "video_mask", "audio", "audio_mask")
-    }
+    inputs = {k: data[f"{case['name']}.in.{k}"] for k in ("video", "video_mask", "audio", "audio_mask")}
     inputs |= {k: inputs[k] > 0 for k in ("video_mask", "audio_mask")}
-    clips = sampling.cut_into_clips(
-        **inputs, audio_frames=case["nframes_in"], n_clips=case["n_clips"]
-    )
+    clips = sampling.cut_into_clips(**inputs, audio_frames=case["nframes_in"], n_clips=case["n_clips"])
     for key in inputs:
-        np.testing.assert_array_equal(
-            getattr(clips, key), data[f"{case['name']}.out.{key}"]
-        )
+        np.testing.assert_array_equal(getattr(clips, key), data[f"{case['name']}.out.{key}"])
     assert clips.audio_frames.tolist() == case["audio_STFT_nframes"]
     assert clips.audio_frames.dtype == np.int64
     assert clips.keep.tolist() == [identifier != "-1" for identifier in case["ids"]]
@@ -239,9 +202,7 @@ def test_cut_clips_hold_the_whole_item(audio, n_clips):
 
 
 def test_cut_into_clips_demands_equal_pieces():
-    with pytest.raises(
-        DataError, match="7 video tokens and 10 audio frames do not divide into 2 clips"
-    ):
+    with pytest.raises(DataError, match="7 video tokens and 10 audio frames do not divide into 2 clips"):
         sampling.cut_into_clips(
             np.ones((7, 3)),
             np.ones(7, bool),
