@@ -1,7 +1,7 @@
 """Which engines, codecs and devices are usable here and, for each that is not, why and what to install.
 
-Every check tries the thing itself (opens a session, encodes a frame) where that is quick, since an installed package says
-little: onnxruntime lists providers that it cannot start, and two of its distributions overwrite each other's files.
+Every check tries the thing itself (starts a session, encodes a frame) where that is quick, since an installed package
+says little: onnxruntime lists providers that it cannot start, and its distributions overwrite each other's files.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import io
 import os
 import platform
 import shutil
@@ -18,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from eao import probes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -156,7 +157,7 @@ def _torch_build() -> str:
 
 def _devices() -> Iterator[Check]:
     group = "devices"
-    flags = _cpu_flags()
+    flags = probes.cpu_flags()
     wide = sorted(flags & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
     yield Check("CPU", group, True, f"{os.cpu_count()} cores, {platform.machine()}, {', '.join(wide) or 'no AVX2'}")
     if "avx512f" in flags:
@@ -172,15 +173,6 @@ def _devices() -> Iterator[Check]:
     yield from _cuda(group)
 
 
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
-    return set(flags.split())
-
-
 def _cuda(group: str) -> Iterator[Check]:
     try:
         import torch
@@ -194,7 +186,7 @@ def _cuda(group: str) -> Iterator[Check]:
             yield Check(
                 f"cuda:{i}", group, True, f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, {capability}"
             )
-    elif not _nvidia_device():
+    elif not probes.has_nvidia_device():
         yield Check("CUDA", group, False, "this machine shows no NVIDIA device; everything runs on the CPU")
     elif torch.version.cuda is None:
         yield Check(
@@ -211,18 +203,6 @@ def _cuda(group: str) -> Iterator[Check]:
         )
 
 
-def _nvidia_device() -> bool:
-    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
-
-
-def _has_cuda() -> bool:
-    try:
-        import torch
-    except Exception:  # Its own check gives the reason.
-        return False
-    return bool(torch.cuda.is_available())
-
-
 def _engines() -> Iterator[Check]:
     group = "engines"
     yield from _onnxruntime(group)
@@ -230,24 +210,17 @@ def _engines() -> Iterator[Check]:
     yield _installed("onnxscript", group, "onnxscript", _pip("cpu"), says="export from torch")
     yield _package("openvino", group, "openvino", _pip("openvino"))
     tensorrt = _package("tensorrt", group, "tensorrt", f"{_pip('trt')} on a machine with an NVIDIA device")
-    if tensorrt.usable and not _has_cuda():
+    if tensorrt.usable and not probes.has_cuda():
         tensorrt = Check(
             "tensorrt", group, False, f"{tensorrt.detail}, but there is no CUDA device to build or run engines on"
         )
     yield tensorrt
-    runs = "builds engines and runs them" if _has_cuda() else "builds engines; without a CUDA device it runs none"
+    runs = "builds engines and runs them" if probes.has_cuda() else "builds engines; without a CUDA device it runs none"
     yield _package("tensorrt-rtx", group, "tensorrt_rtx", _pip("trt-rtx"), says=runs, distribution="tensorrt-rtx-cu13")
     yield _package("cuda-python", group, "cuda.bindings.driver", _pip("trt"), says="device memory for TensorRT")
     yield _package("pycuda", group, "pycuda.driver", f"or cuda-python, which needs no compiler: {_pip('trt')}")
-    says = "kernels" if _has_cuda() else "compiles kernels ahead of time; runs them only in its interpreter"
+    says = "kernels" if probes.has_cuda() else "compiles kernels ahead of time; runs them only in its interpreter"
     yield _package("triton", group, "triton", "comes with the CUDA builds of torch; else pip install triton", says=says)
-
-
-# y = Identity(x), float, one element, opset 13: the smallest graph that a provider has to start for.
-_IDENTITY_GRAPH = bytes.fromhex(
-    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a"
-    "0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
-)
 
 
 def _onnxruntime(group: str) -> Iterator[Check]:
@@ -273,7 +246,7 @@ def _onnxruntime(group: str) -> Iterator[Check]:
             continue
         yield _provider(provider, group, f"{(*flavours, 'onnxruntime')[0]} {onnxruntime.__version__}")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        remedy = f"pip uninstall -y onnxruntime, then {_pip('gpu')}" if _nvidia_device() else ""
+        remedy = f"pip uninstall -y onnxruntime, then {_pip('gpu')}" if probes.has_nvidia_device() else ""
         yield Check("onnxruntime CUDAExecutionProvider", group, False, "not in this build of onnxruntime", remedy)
 
 
@@ -284,20 +257,12 @@ def _onnxruntime_flavours() -> tuple[str, ...]:
 
 def _provider(provider: str, group: str, version: str) -> Check:
     """Start a session: onnxruntime lists providers it cannot start and falls back to the CPU without an error."""
-    import numpy as np
-    import onnxruntime
-
     name = f"onnxruntime {provider}"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(_IDENTITY_GRAPH, options, providers=[provider])
-        started = session.get_providers()[0]
-        (y,) = session.run(None, {"x": np.ones(1, np.float32)})
+        started = probes.start_onnxruntime(provider)
     except Exception as error:
         return Check(name, group, False, f"{version}: {_reason(error)}")
-    if started != provider or y.item() != 1.0:
+    if started != provider:
         remedy = "needs the CUDA and cuDNN libraries that this version names" if "CUDA" in provider else ""
         return Check(name, group, False, f"{version} lists it, but a session starts on {started}", remedy)
     return Check(name, group, True, version)
@@ -317,52 +282,20 @@ def _codecs(group: str) -> Iterator[Check]:
     remedy = (
         "pip install --force-reinstall av: PyAV's wheels carry FFmpeg; a build against the system's may lack codecs"
     )
-    file = io.BytesIO()
     for codec, name in (("libx264", "H.264 encoder"), ("aac", "AAC encoder")):
         try:
-            file = _encode(codec)
+            file = probes.encode_clip(codec)
         except Exception as error:
             yield Check(name, group, False, f"{codec}: {_reason(error)}", remedy)
             continue
         yield Check(name, group, True, codec)
         reader = name.replace("encoder", "decoder")
         try:
-            frames = _decode(file)
+            frames = probes.count_frames(file)
         except Exception as error:
             yield Check(reader, group, False, _reason(error), remedy)
         else:
             yield Check(reader, group, frames > 0, "reads what was just encoded" if frames else "it gave no frame back")
-
-
-def _encode(codec: str) -> io.BytesIO:
-    import av
-    import numpy as np
-
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        frame: Any
-        stream: Any
-        if codec == "aac":
-            stream = container.add_stream(codec, rate=16000)
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            frame.sample_rate = 16000
-        else:
-            stream = container.add_stream(codec, rate=25)
-            stream.width = stream.height = 64
-            stream.pix_fmt = "yuv420p"
-            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-        frame.pts = 0
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    file.seek(0)
-    return file
-
-
-def _decode(file: io.BytesIO) -> int:
-    import av
-
-    with av.open(file) as container:
-        return sum(1 for _ in container.decode())
 
 
 def _retrieval() -> Iterator[Check]:
@@ -432,7 +365,7 @@ def _system() -> Iterator[Check]:
     enough = free >= ROOM_NEEDED
     remedy = "" if enough else f"free {(ROOM_NEEDED - free) / 1e9:.1f} GB, or work in another folder"
     yield Check("disk", group, enough, f"{free / 1e9:.1f} GB free in {Path.cwd()}", remedy)
-    memory = _memory()
+    memory = probes.memory()
     if memory:
         yield Check(
             "memory",
@@ -441,10 +374,3 @@ def _system() -> Iterator[Check]:
             f"{memory / 1e9:.1f} GB",
             "" if memory >= 4e9 else "a smaller data.batch_size",
         )
-
-
-def _memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0
