@@ -82,7 +82,8 @@ class FusionTransformer(nn.Module):
         width = config.embed_dim
         self.masking_token = nn.Parameter(torch.empty(width))
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if config.use_cls_token else None
-        rates = torch.linspace(0, config.drop_path_rate, max(config.depth, 1)).tolist()
+        # On the CPU even while the model is built on the meta device, which holds no numbers.
+        rates = torch.linspace(0, config.drop_path_rate, max(config.depth, 1), device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, rates[i]) for i in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
         init_transformer_(self)
