@@ -32,16 +32,16 @@ _NO_NAME = re.compile(
     r"\b(?:you|your|we|it's|stands for|say|boom|important)\b|^(?:not|this|no|enter|down|dead|give)\b", re.IGNORECASE
 )
 
-_ARTICLES = frozenset("a an the some two three four another one our his her".split())
-_PREPOSITIONS = frozenset(
-    "of with in on at for from by to inside near without under over behind beside used made worn as "
-    "ahead resembles carry carries making covered playing dancing eating wearing holding flying hatched".split()
+_ARTICLE = re.compile(r"an?|the|some|two|three|four|another|one|our|his|her")
+_PREPOSITION_OR_VERB = re.compile(
+    r"of|with|in|on|at|for|from|by|to|inside|near|without|under|over|behind|beside|as|ahead|used|made|worn|covered|hatched|"
+    r"playing|dancing|eating|wearing|holding|flying|running|sitting|standing|jumping|swimming|making|carry|carries|resembles"
 )
 # "A pair of glasses" is glasses, while "a cup of coffee" is a cup.
-_COUNTERS = frozenset("pair couple bunch cluster group head string quarter slice piece plant baby model set".split())
+_COUNTER = re.compile(r"pair|couple|bunch|cluster|group|head|string|quarter|slice|piece|plant|baby|model|set")
 # "A hibiscus flower" is a hibiscus, "a yellow flower" a flower.
-_GENERIC = frozenset("flower fruit plant".split())
-_ADJECTIVES = frozenset("red yellow blue green purple pink white plastic big small".split())
+_GENERIC = re.compile(r"flower|fruit|plant")
+_ADJECTIVE = re.compile(r"red|yellow|blue|green|purple|pink|white|plastic|big|small")
 _PLURALS = {"leaves": "leaf", "knives": "knife", "mice": "mouse", "geese": "goose", "teeth": "tooth", "men": "man"}
 
 
@@ -78,13 +78,13 @@ def noun(description: str) -> str:
         ('jean', 'dog', 'dog')
     """
     words = re.findall(r"\w[\w'-]*", description.split(",")[0].lower()) or [description.lower()]
-    while len(words) > 1 and words[0] in _ARTICLES:
+    while len(words) > 1 and _ARTICLE.fullmatch(words[0]):
         words = words[1:]
-    if len(words) > 2 and words[0] in _COUNTERS and words[1] == "of":
+    if len(words) > 2 and _COUNTER.fullmatch(words[0]) and words[1] == "of":
         return noun(" ".join(words[2:]))
-    end = next((i for i, word in enumerate(words) if i and word in _PREPOSITIONS), len(words))
+    end = next((i for i, word in enumerate(words) if i and _PREPOSITION_OR_VERB.fullmatch(word)), len(words))
     head = singular(words[end - 1].removesuffix("'s"))
-    if head in _GENERIC and end > 1 and words[end - 2] not in _ADJECTIVES:
+    if _GENERIC.fullmatch(head) and end > 1 and not _ADJECTIVE.fullmatch(words[end - 2]):
         return singular(words[end - 2])
     return head
 
