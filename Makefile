@@ -11,6 +11,7 @@ RUN := $(VENV)/.eao-run-$(KEY)
 DEV := $(VENV)/.eao-dev-$(KEY)
 # An installed copy: neither mypy nor import-linter can follow the package-dir mapping in a source tree.
 COPY := build/check
+PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip --quiet --disable-pip-version-check
 TOOL := $(abspath $(BIN))
 
 .PHONY: help demo test check lint types words format clean
@@ -34,8 +35,7 @@ lint: $(DEV)
 types: $(DEV)
 	@rm -rf $(COPY) && mkdir -p $(COPY)
 	@printf '[build]\nbuild_base=%s\n[egg_info]\negg_base=%s\n' $(abspath $(COPY)) $(abspath $(COPY)) > $(COPY)/build.cfg
-	@DIST_EXTRA_CONFIG=$(abspath $(COPY))/build.cfg $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation \
-	    --disable-pip-version-check --target $(COPY)/site .
+	@DIST_EXTRA_CONFIG=$(abspath $(COPY))/build.cfg $(PIP) install --no-deps --no-build-isolation --target $(COPY)/site .
 	cd $(COPY)/site && $(TOOL)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p eao
 	cd $(COPY)/site && $(TOOL)/lint-imports --no-cache --config $(CURDIR)/pyproject.toml
 
@@ -53,12 +53,12 @@ clean:  ## remove what was built; data and runs stay
 
 $(RUN): $(BIN)/python
 	@echo "installing the dependencies into $(VENV)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,demo,index]'
+	$(PIP) install -c constraints.txt -e '.[cpu,demo,index]'
 	@rm -f $(VENV)/.eao-run-* && touch $@
 
 $(DEV): $(RUN)
 	@echo "installing the development tools into $(VENV)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,demo,index,serve,dev]'
+	$(PIP) install -c constraints.txt -e '.[cpu,demo,index,dev]'
 	@rm -f $(VENV)/.eao-dev-* && touch $@
 
 $(BIN)/python:

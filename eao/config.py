@@ -22,6 +22,7 @@ import yaml
 
 from eao.errors import ConfigError
 from eao.files import write_text
+from eao.yaml_text import dump_yaml, parse_yaml
 
 PositiveInt = pydantic.PositiveInt
 
@@ -29,7 +30,13 @@ PositiveInt = pydantic.PositiveInt
 class Section(pydantic.BaseModel):
     """Base of every section: unknown keys are errors, values are checked on assignment too."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+    )
 
 
 class FusionConfig(Section):
@@ -49,7 +56,7 @@ class FusionConfig(Section):
 class AudioConfig(Section):
     """The residual DAVEnet that turns a spectrogram into audio tokens.
 
-    `channels` are the widths after the first convolution and after each stage; empty = the published widths of `version`.
+    `channels` are the widths after the first convolution and after each stage; empty = the published ones of `version`.
     """
 
     version: Literal["v1", "v2"] = "v2"
@@ -109,7 +116,7 @@ class TextConfig(Section):
 
 
 class DatasetConfig(Section):
-    """One data set. `features` is a folder written by `eao extract`, `captions` a CSV or JSON-lines file with `id`, `caption`."""
+    """One data set: a folder written by `eao extract`, and captions as CSV or JSON lines (`id`, `caption`)."""
 
     features: str
     captions: str
@@ -174,7 +181,7 @@ class TrainerConfig(Section):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
     clip_grad_norm: float | None = pydantic.Field(None, gt=0)
     eval_mode: bool = False
-    """Keep the model in eval mode (BatchNorm statistics frozen) while all parameters train: the authors' fine-tuning."""
+    """Keep the model in eval mode (BatchNorm frozen) while all parameters train: the authors' fine-tuning."""
     save_every: int = pydantic.Field(0, ge=0)
     validate_every: PositiveInt = 1
     monitor: str | None = "validation/t2va/R1"
@@ -182,7 +189,7 @@ class TrainerConfig(Section):
     early_stop: PositiveInt | None = None
     initial_weights: str | None = None
     noise: float = pydantic.Field(0.0, ge=0)
-    """Standard deviation of Gaussian noise added to text and video features in training, relative to a unit-norm row."""
+    """Standard deviation of noise added to text and video features in training, relative to a unit-norm row."""
     token_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     """Probability with which each token after the first is left out in training."""
 
@@ -226,7 +233,7 @@ class Config(Section):
 
     def save(self, path: str | Path) -> None:
         """Write the resolved configuration as YAML, atomically."""
-        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        write_text(path, dump_yaml(self.model_dump(mode="json")))
 
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -264,14 +271,15 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
 
 
 def read_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file, merged over that of its `base:` if it names one."""
+    """The mapping in a YAML file, merged over that of its `base:` if it names one. A base's `name` is not inherited."""
     path = Path(path)
     if path.resolve() in seen:
         raise ConfigError(f"{path}: `base:` leads back to this file", "remove one link of the circle")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}", "check the path") from None
+        hint = f"it is named as `base:` in {seen[-1]}" if seen else "check the path"
+        raise ConfigError(f"cannot read the configuration {path}: {error}", hint) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -281,7 +289,10 @@ def read_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    return merge(read_yaml(path.parent / str(base), (*seen, path.resolve())), values)
+    inherited = read_yaml(path.parent / str(base), (*seen, path.resolve()))
+    # Two experiments of one name would write into one run folder.
+    inherited.pop("name", None)
+    return merge(inherited, values)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,7 +309,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise ConfigError(f"override {override!r} is not of the form key=value", "for example: optimizer.lr=1e-4")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
     *sections, leaf = key.strip().split(".")

@@ -23,16 +23,21 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept, since several writers (numpy, PyAV, safetensors) choose their format by it.
-    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}.tmp{target.suffix}")
+    # A name near the file system's limit of 255 bytes is shortened to leave room for the rest.
+    temporary = target.with_name(f".{target.stem[:40]}.{uuid.uuid4().hex[:8]}.tmp{target.suffix}")
     try:
         yield temporary
         if temporary.is_file():
             _sync(temporary)
         if temporary.is_dir() and target.is_dir():
-            retired = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+            retired = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}.old")
             os.replace(target, retired)
-            os.replace(temporary, target)
-            shutil.rmtree(retired)
+            try:
+                os.replace(temporary, target)
+            except BaseException:
+                os.replace(retired, target)
+                raise
+            shutil.rmtree(retired, ignore_errors=True)
         else:
             os.replace(temporary, target)
     finally:
