@@ -235,7 +235,7 @@ class _WordStates:
     @torch.no_grad()
     def _compute(self, sentences: list[str]) -> list[Vectors]:
         encoded = self._tokenizer(
-            sentences,
+            [s.encode("utf-8", "replace").decode() for s in sentences],  # tokenizers refuse lone surrogates
             padding=True,
             truncation=True,
             max_length=self._length,

@@ -193,6 +193,10 @@ def test_minilm_of_unknown_pieces_only_is_empty(minilm):
     assert mask.sum(dim=1).tolist() == [0, 2]
 
 
+def test_minilm_takes_any_string(minilm):
+    assert minilm.encode(["a dog \ud800 barks"])[1].sum() > 2
+
+
 def test_minilm_serves_several_threads(minilm):
     sentences = [[f"{word} number {i}" for i in range(5)] for word in ("cat", "dog", "cow", "hen")]
     expected = [minilm.encode(s)[0] for s in sentences]

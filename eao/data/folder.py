@@ -1,0 +1,360 @@
+"""Data sets on disk: a folder of features written by `eao extract` and a file of captions."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eao.config import DataConfig, DatasetConfig
+from eao.data.captions import Caption, read_captions
+from eao.data.sampling import Floats, Mask, create_audio, create_video
+from eao.data.text import TextEncoder
+from eao.errors import DataError, EaoError
+from eao.model.batch import Batch
+
+# B clips, n rows of a stream, D its width, N video tokens, T spectrogram frames
+
+logger = logging.getLogger(__name__)
+
+STREAMS = ("video_2d", "video_3d", "audio")
+SUFFIXES = {"video_2d": "_2d.npz", "video_3d": "_3d.npz", "audio": "_spec.npz"}
+KEYS = {"video_2d": "features", "video_3d": "features", "audio": "arr_0"}
+AUDIO_BANDS = 40
+CACHE_BYTES = 1 << 30
+
+Array: TypeAlias = NDArray[Any]
+
+
+class ClipFeatures(NamedTuple):
+    """What is on disk for one clip; None where there is no file.
+
+    Attributes:
+        video_2d: (n2, D2), usually float16.
+        video_3d: (n3, D3).
+        audio: (40, T) spectrogram.
+    """
+
+    video_2d: Array | None
+    video_3d: Array | None
+    audio: Array | None
+
+
+class Item(NamedTuple):
+    """One clip with one caption, as tokens.
+
+    Attributes:
+        id: name of the clip.
+        caption: the sentence.
+        video: (N, D) float32.
+        video_mask: (N,) bool, all False without video.
+        audio: (40, T) float32.
+        audio_mask: (T,) bool, all False without audio.
+        audio_frames: number of real frames.
+    """
+
+    id: str
+    caption: str
+    video: Floats
+    video_mask: Mask
+    audio: Floats
+    audio_mask: Mask
+    audio_frames: int
+
+
+def read_array(path: Path, stream: str) -> Array:
+    """The array of one feature file, as stored.
+
+    Args:
+        stream: `video_2d`, `video_3d` or `audio`, which says what the file must hold.
+
+    Raises:
+        DataError: naming the file, if it is damaged, holds objects, or an array of another kind or shape.
+    """
+    key = KEYS[stream]
+    hint = "extract this clip again with `eao extract`"
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+            array = np.lib.format.read_array(member, allow_pickle=False)
+    except KeyError:
+        raise DataError(f"{path} has no array named {key!r}", hint) from None
+    except (
+        *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError, MemoryError, OverflowError),
+        *(zipfile.BadZipFile, zlib.error, struct.error),
+    ) as error:
+        raise DataError(f"cannot read features from {path}: {str(error).splitlines()[0]}", hint) from None
+    wanted = f"({AUDIO_BANDS}, frames)" if stream == "audio" else "(rows, width)"
+    if array.ndim != 2 or array.dtype.kind != "f" or (stream == "audio" and len(array) != AUDIO_BANDS):
+        raise DataError(f"{path}: {key!r} is {array.dtype}{array.shape}, not a float array {wanted}", hint)
+    if not np.isfinite(array).all():
+        raise DataError(f"{path}: {key!r} holds values that are not finite", hint)
+    return np.asarray(array)
+
+
+class FolderDataset:
+    """Clips of a feature folder with their captions; a clip with several captions is several items.
+
+    Args:
+        config: the feature folder, the caption file and the split.
+        data: numbers of tokens and frames, and the sampling.
+        strict: whether a caption whose clip has no features is an error; if not, it is left out and listed in
+            `missing`.
+        cache_bytes: features are kept in memory, exactly as stored, if their files are no larger than this together.
+
+    Attributes:
+        ids: name of each item's clip.
+        captions: sentence of each item.
+        records: all columns of each item's line in the caption file.
+        missing: ids of the captions that were left out.
+        streams: the video streams of this folder, `video_2d` and/or `video_3d`.
+        video_dim: width of a video token.
+        is_cached: whether features are kept in memory.
+
+    Raises:
+        DataError: for a missing folder, malformed captions, or captions of clips without features.
+    """
+
+    def __init__(
+        self, config: DatasetConfig, data: DataConfig, *, strict: bool = True, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.folder = Path(config.features)
+        if not self.folder.is_dir():
+            raise DataError(f"the feature folder {self.folder} does not exist", "write it with `eao extract`")
+        captions = read_captions(config.captions, config.split)
+        sizes = {clip: self._file_sizes(clip) for clip in dict.fromkeys(c.id for c in captions)}
+        self.streams = tuple(s for s in STREAMS[:2] if any(s in found for found in sizes.values()))
+        # A clip may lack all video or all audio, but not one of two video streams: its tokens would be narrower.
+        usable = {clip: found for clip, found in sizes.items() if self._is_usable(set(found))}
+        absent = [c for c in captions if c.id not in usable]
+        if absent and (strict or not usable):
+            raise self._missing_error(absent, len(captions), sizes)
+        if absent:
+            logger.warning("%s: %d captions left out, their clips have no features", config.captions, len(absent))
+        self.missing = [c.id for c in absent]
+        kept = [c for c in captions if c.id in usable]
+        self.ids = [c.id for c in kept]
+        self.captions = [c.caption for c in kept]
+        self.records = [c.columns for c in kept]
+        self._available = {clip: frozenset(found) for clip, found in usable.items()}
+        self.is_cached = sum(sum(found.values()) for found in usable.values()) <= cache_bytes
+        self._cache: dict[str, ClipFeatures] = {}
+        self._widths: dict[str, int] = {}
+        self._measure_widths()
+        self.video_dim = sum(self._widths.values())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Item:
+        """Item `index`, read from disk unless it is in memory.
+
+        Raises:
+            DataError: naming the feature file that is damaged or of another width than the others.
+        """
+        clip = self.features(self.ids[index])
+        if clip.video_2d is None and clip.video_3d is None:
+            video = np.zeros((self.data.video_tokens, self.video_dim), dtype=np.float32)
+            video_mask = np.zeros(self.data.video_tokens, dtype=bool)
+        else:
+            video, video_mask = create_video(clip.video_2d, clip.video_3d, self.data.video_tokens, self.data.sampling)
+        spectrogram = clip.audio if clip.audio is not None else np.zeros((AUDIO_BANDS, 0), dtype=np.float32)
+        audio, audio_mask, frames = create_audio(spectrogram, self.data.audio_frames)
+        return Item(self.ids[index], self.captions[index], video, video_mask, audio, audio_mask, frames)
+
+    def features(self, clip: str) -> ClipFeatures:
+        """The stored features of a clip, by id."""
+        if clip in self._cache:
+            return self._cache[clip]
+        there = self._available[clip]
+        arrays = {s: read_array(self._path(clip, s), s) if s in there else None for s in STREAMS}
+        for stream, width in self._widths.items():
+            array = arrays[stream]
+            if array is not None and array.shape[1] != width:
+                raise DataError(
+                    f"{self._path(clip, stream)} has rows of width {array.shape[1]}, the other clips {width}",
+                    "extract all clips of one folder with one features configuration",
+                )
+        features = ClipFeatures(**arrays)
+        if self.is_cached:
+            self._cache[clip] = features
+        return features
+
+    def _path(self, clip: str, stream: str) -> Path:
+        return self.folder / f"{clip}{SUFFIXES[stream]}"
+
+    def _file_sizes(self, clip: str) -> dict[str, int]:
+        """Bytes of each feature file that exists for a clip."""
+        sizes = {}
+        for stream in STREAMS:
+            path = self._path(clip, stream)
+            try:
+                sizes[stream] = path.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise DataError(f"cannot read features from {path}: {error.strerror}") from None
+        return sizes
+
+    def _is_usable(self, found: set[str]) -> bool:
+        video = found - {"audio"}
+        return bool(found) and (not video or video == set(self.streams))
+
+    def _measure_widths(self) -> None:
+        example = next((clip for clip, there in self._available.items() if there - {"audio"}), None)
+        if example is None:
+            raise DataError(f"{self.folder} has no video features for these captions", "run `eao extract` with video")
+        clip = self.features(example)
+        self._widths = {s: getattr(clip, s).shape[1] for s in self.streams}
+
+    def _missing_error(self, absent: list[Caption], total: int, sizes: dict[str, dict[str, int]]) -> DataError:
+        first = absent[0]
+        where = f"{self.config.captions} line {first.line}"
+        if found := sizes[first.id]:
+            lacking = next(s for s in self.streams if s not in found)
+            return DataError(
+                f"{where}: the clip {first.id!r} has no file {self._path(first.id, lacking)}, which other clips have",
+                "extract all clips of one folder with one features configuration",
+            )
+        hint = "extract it with `eao extract`, or take the line out"
+        stem = first.id.rpartition(".")[0]
+        if stem and self._file_sizes(stem):
+            hint = f"ids have no suffix: write {stem!r}"
+        elif (self.folder / "failed.jsonl").is_file():
+            hint = f"{self.folder / 'failed.jsonl'} lists the files that could not be read; {hint}"
+        more = f" ({len(absent)} of {total} captions are without)" if len(absent) > 1 else ""
+        return DataError(f"{where}: the clip {first.id!r} has no features in {self.folder}{more}", hint)
+
+
+def collate(items: Sequence[Item], text_encoder: TextEncoder | None) -> Batch:
+    """Items as one batch; without an encoder the batch has no text."""
+    return _with_text(_stack(items), [item.caption for item in items], text_encoder)
+
+
+@dataclass
+class FolderLoader:
+    """Batches of a data set, over and over. The order depends on `seed` and epoch alone, so a run can be resumed.
+
+    Attributes:
+        dataset: what to read.
+        text_encoder: None = batches without text.
+        batch_size: clips of a batch; the last one may be smaller.
+        shuffle: whether each epoch has an order of its own.
+        seed: of the shuffling.
+        drop_last: leave out a last batch that is not full.
+        workers: processes that read features which do not fit in memory.
+        epoch: what `set_epoch` set.
+    """
+
+    dataset: FolderDataset
+    text_encoder: TextEncoder | None
+    batch_size: int
+    shuffle: bool = False
+    seed: int = 0
+    drop_last: bool = False
+    workers: int = 0
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows."""
+        self.epoch = epoch
+
+    def order(self) -> list[int]:
+        """The items in the order of the present epoch."""
+        if not self.shuffle:
+            return list(range(len(self.dataset)))
+        return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.dataset)).tolist()
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self.order()
+        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
+        reader = _BatchReader(self.dataset, batches)
+        # Features in memory are read once anyway, and every process would keep a copy of its own.
+        workers = 0 if self.dataset.is_cached else self.workers
+        loader = torch.utils.data.DataLoader(
+            reader,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            # Of its own, so that reading draws nothing from the global generator.
+            generator=torch.Generator(),
+        )
+        for rows, batch in zip(batches, loader, strict=True):
+            if isinstance(batch, EaoError):
+                raise batch
+            yield _with_text(batch, [self.dataset.captions[i] for i in rows], self.text_encoder)
+
+
+def make_loader(
+    dataset: FolderDataset,
+    text_encoder: TextEncoder | None,
+    batch_size: int,
+    shuffle: bool = False,
+    seed: int = 0,
+    drop_last: bool = False,
+    workers: int = 0,
+) -> FolderLoader:
+    """Batches of `dataset`; see `FolderLoader`.
+
+    Example:
+        loader = make_loader(dataset, text_encoder, 64, shuffle=True, seed=config.seed)
+        loader.set_epoch(3)
+        for batch in loader: ...
+    """
+    return FolderLoader(dataset, text_encoder, batch_size, shuffle, seed, drop_last, workers)
+
+
+class _BatchReader(torch.utils.data.Dataset[Batch | EaoError]):
+    """Whole batches, without text, as the elements of a data set, for torch's worker processes.
+
+    A user's error is returned, not raised: torch would wrap it in the text of a traceback.
+    """
+
+    def __init__(self, dataset: FolderDataset, batches: list[list[int]]) -> None:
+        self._dataset = dataset
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> Batch | EaoError:
+        try:
+            return _stack([self._dataset[i] for i in self._batches[index]])
+        except EaoError as error:
+            return error
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _stack(items: Sequence[Item]) -> Batch:
+    return Batch(
+        video=torch.from_numpy(np.stack([item.video for item in items])),
+        video_mask=torch.from_numpy(np.stack([item.video_mask for item in items])),
+        audio=torch.from_numpy(np.stack([item.audio for item in items])),
+        audio_mask=torch.from_numpy(np.stack([item.audio_mask for item in items])),
+        audio_frames=torch.tensor([item.audio_frames for item in items]),
+        ids=[item.id for item in items],
+    )
+
+
+def _with_text(batch: Batch, captions: Sequence[str], text_encoder: TextEncoder | None) -> Batch:
+    if text_encoder is not None:
+        batch.text, batch.text_mask = text_encoder.encode(captions)
+    return batch
