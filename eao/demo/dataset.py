@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -176,6 +178,7 @@ def _render_all(
     root: Path, planned: list[PlannedClip], seed: int, workers: int, progress: Progress | None
 ) -> tuple[dict[str, str], int]:
     """Render what is missing; returns the stamps that failed with the reason, and the number of clips rendered."""
+    _remove_leftovers(root / "videos")
     missing: dict[str, list[PlannedClip]] = {}
     for item in planned:
         if not (root / item.file).is_file():
@@ -194,6 +197,13 @@ def _render_all(
         if progress is not None:
             progress(done, len(planned), items[-1].id)
     return skipped, rendered
+
+
+def _remove_leftovers(videos: Path) -> None:
+    """Remove what a killed process left behind. A clip takes well under a minute, so younger ones may be another's."""
+    for path in videos.glob("*/.*.tmp.mp4"):
+        if time.time() - path.stat().st_mtime > 60:
+            path.unlink(missing_ok=True)
 
 
 _Job = tuple[Path, list[PlannedClip], int]
@@ -215,7 +225,7 @@ def _render_stamp(job: _Job) -> _Result:
 
 def _in_processes(jobs: list[_Job], workers: int) -> Iterator[_Result]:
     # Spawned, not forked: the parent may hold threads of torch. Few jobs are queued, so Ctrl-C ends within one of them.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupt)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     waiting = iter(jobs)
     running: set[Future[_Result]] = {pool.submit(_render_stamp, job) for job in islice(waiting, 2 * workers)}
     try:
@@ -228,9 +238,18 @@ def _in_processes(jobs: list[_Job], workers: int) -> Iterator[_Result]:
         pool.shutdown(cancel_futures=True)
 
 
-def _ignore_interrupt() -> None:
+def _start_worker() -> None:
     # Ctrl-C reaches the whole process group; the parent alone decides, and a clip under way is finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that is killed tells nobody, and the workers would wait for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _claim(root: Path, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,18 @@ def test_a_second_build_renders_nothing_and_a_lost_clip_alone_comes_back(
     assert (root / "captions.jsonl").read_bytes() == before
     total = len(read_records(root))
     assert calls == [(total - 1, total, ""), (total, total, f"{lost.parent.name}/{lost.stem}")]
+
+
+def test_what_a_killed_process_left_behind_is_removed(
+    built: dataset.DatasetSummary, miniature: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(built.root, tmp_path / "copy"))
+    old, young = (root / f"videos/train/.{name}.tmp.mp4" for name in ("old", "young"))
+    old.touch()
+    young.touch()
+    os.utime(old, (0, 0))
+    build_dataset(root, miniature, workers=0)
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_two_processes_make_the_same_files_as_none(
