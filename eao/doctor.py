@@ -274,7 +274,7 @@ def _media() -> Iterator[Check]:
     yield av
     if av.usable:
         yield from _codecs(group)
-    yield _package("librosa", group, "librosa.filters", "pip install librosa", says="spectrograms")
+    yield _package("librosa", group, "librosa", "pip install librosa", says="spectrograms")
 
 
 def _codecs(group: str) -> Iterator[Check]:
@@ -299,7 +299,7 @@ def _codecs(group: str) -> Iterator[Check]:
 
 
 def _retrieval() -> Iterator[Check]:
-    yield _package("lancedb", "search", "lancedb", _pip("index"), says="the search index")
+    yield _installed("lancedb", "search", "lancedb", _pip("index"), says="the search index")
 
 
 def _serving() -> Iterator[Check]:
@@ -307,7 +307,7 @@ def _serving() -> Iterator[Check]:
     yield _installed("fastapi", group, "fastapi", _pip("serve"), says="the HTTP service")
     yield _package("tritonclient", group, "tritonclient.grpc", _pip("serve"))
     yield _tritonserver(group)
-    yield _package("ray", group, "ray", _pip("ray"), says="extraction on a cluster")
+    yield _installed("ray", group, "ray", _pip("ray"), says="extraction on a cluster")
     yield _installed("tensorboard", group, "tensorboard", _pip("tracking"), says="tracking of training runs")
 
 

@@ -12,15 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from eao.errors import EaoError
+
 
 @contextlib.contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """A temporary path beside `target` that becomes `target` when the block ends without an exception.
 
     The block may write a file or a folder. On an exception (a full disk, Ctrl-C) the temporary is removed and whatever
-    stood at `target` stays untouched. A folder that stood there is replaced whole.
+    stood at `target` stays untouched. A folder that stood there is replaced whole, unless it is none of ours.
+
+    Raises:
+        EaoError: `target` is a folder that shares no file name with the new one, or one that holds the working folder:
+            replacing it would delete the user's own files.
     """
     target = Path(target)
+    if Path.cwd().is_relative_to(target.resolve()):
+        raise EaoError(f"{target} is, or holds, the working folder and cannot be replaced", "name a folder inside it")
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept, since several writers (numpy, PyAV, safetensors) choose their format by it.
     # A name near the file system's limit of 255 bytes is shortened to leave room for the rest.
@@ -30,6 +38,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         if temporary.is_file():
             _sync(temporary)
         if temporary.is_dir() and target.is_dir():
+            if os.listdir(target) and set(os.listdir(target)).isdisjoint(os.listdir(temporary)):
+                raise EaoError(f"{target} is a folder with other files in it", "remove it, or name another folder")
             retired = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}.old")
             os.replace(target, retired)
             try:
