@@ -61,8 +61,8 @@ def count_frames(file: io.BytesIO) -> int:
     """The number of frames that a media file decodes to."""
     import av
 
-    with av.open(file) as container:
-        return sum(1 for _ in container.decode())
+    with av.open(file, "r") as container:
+        return len(list(container.decode()))
 
 
 def cpu_flags() -> set[str]:

@@ -14,7 +14,7 @@ _FLOAT_STARTS = list("-+0123456789.")
 
 class _Loader(yaml.SafeLoader):
     # None of PyYAML's own, by which 1e-4 is a word, `on` is true and 2024-01-02 a date.
-    yaml_implicit_resolvers: ClassVar = {}
+    yaml_implicit_resolvers: ClassVar = {}  # type: ignore[misc]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
