@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from eao.config import Config
 from eao.data.sampling import create_audio, create_video, crop_audio, video_rows
-from eao.errors import ConfigError, DataError, MediaError
+from eao.errors import ConfigError, DataError
 from eao.evaluation.metrics import unit_norm
 from eao.model.batch import MODALITIES, Batch, encoder_modalities
 
@@ -305,7 +305,7 @@ class Embedder:
 
     def cut(self, features: ClipFeatures, start: float, end: float) -> ClipFeatures:
         """The features of a window of a file, in seconds."""
-        if start <= 0 and end >= features.duration:
+        if start <= 0 and end >= features.duration - 1e-3:  # durations may be rounded to milliseconds
             return features
         streams = {}
         for name in ("video_2d", "video_3d"):
@@ -365,16 +365,11 @@ class Embedder:
         return clips
 
     def _sound(self, path: Path) -> ClipFeatures:
-        from eao.features.extract import ClipFeatures
-        from eao.features.media import read_audio
-        from eao.features.spectrogram import log_mel
+        from eao.features.extract import ClipFeatures, FeatureExtractor
 
-        samples = read_audio(path)
-        if samples is None:
-            raise MediaError(f"{path} has no audio stream", "give a file with sound, or embed it as video only")
-        duration = len(samples) / 16_000
+        spectrogram, duration = FeatureExtractor.decode_sound(path)
         self._warn_if_long(path, duration)
-        return ClipFeatures(video_2d=None, video_3d=None, audio=log_mel(samples), duration=duration)
+        return ClipFeatures(video_2d=None, video_3d=None, audio=spectrogram, duration=duration)
 
     def _warn_if_long(self, path: str | Path, duration: float) -> None:
         if len(self.windows(duration)) > 1:
