@@ -23,8 +23,8 @@ from eao.data.folder import FolderDataset, FolderLoader, make_loader
 from eao.data.text import TextEncoder, build_text_encoder
 from eao.embedder import TorchBackend
 from eao.errors import CheckpointError, ConfigError, EaoError
-from eao.evaluation.embed import embed_dataset
-from eao.evaluation.metrics import Metrics, evaluate, task_encoders
+from eao.evaluation.metrics import Metrics
+from eao.evaluation.run import evaluate_backend
 from eao.files import write_text
 from eao.model import build_model
 from eao.training.augment import augment
@@ -205,9 +205,7 @@ class Trainer:
         if self.validation is None:
             return {}
         backend = TorchBackend(self.model, self.config, self.device)
-        tasks = possible_tasks(self.config.evaluation.tasks, self.model.encoders)
-        embeddings, _ = embed_dataset(backend, self.validation, task_encoders(tasks))
-        return evaluate(embeddings, tasks, self.config.evaluation.complete_dataset_size)
+        return evaluate_backend(backend, self.validation, self.config.evaluation)[0]
 
     def _improved(self, record: EpochRecord) -> bool:
         monitor = self.config.trainer.monitor
@@ -315,11 +313,6 @@ def check_dimensions(config: Config, video_dim: int, text_dim: int) -> None:
                 f"model.{key} is {expected}, but the features are {given} wide",
                 f"set model.{key}={given}, or use the features the model was made for",
             )
-
-
-def possible_tasks(tasks: tuple[str, ...], encoders: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the tasks whose embeddings a model offers."""
-    return tuple(task for task in tasks if all(encoder in encoders for encoder in task_encoders([task])))
 
 
 def resume_config(out: str | Path) -> Config:
