@@ -147,7 +147,7 @@ class Index:
 
         Args:
             inputs: files and folders.
-            progress: called after every file.
+            progress: called with (done, total, file) before every file, and at the end.
 
         Raises:
             DataError: there are no videos.
