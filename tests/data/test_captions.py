@@ -25,8 +25,8 @@ def test_csv_with_quotes_line_breaks_and_further_columns(tmp_path):
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_data(tmp_path):
-    path = write(tmp_path, "a.csv", b"\xef\xbb\xbfid,caption\r\n1,caf\xc3\xa9\r\n")
-    assert [(c.id, c.caption) for c in read_captions(path)] == [("1", "café")]
+    path = write(tmp_path, "a.csv", b"\xef\xbb\xbfid,caption\r\n1,\xc3\xa9t\xc3\xa9\r\n")
+    assert [(c.id, c.caption) for c in read_captions(path)] == [("1", "été")]
 
 
 def test_json_lines(tmp_path):
@@ -61,7 +61,7 @@ def test_split(tmp_path):
         ("a.csv", "id,caption\n/etc/passwd,a\n", "leaves the feature folder"),
         ("a.csv", "", "a.csv holds no captions"),
         ("a.csv", "id,caption\n", "a.csv holds no captions"),
-        ("a.csv", b"id,caption\n1,caf\xe9\n", "cannot read captions"),
+        ("a.csv", b"id,caption\n1,\xe9t\xe9\n", "cannot read captions"),
         ("a.jsonl", '{"id": "1", "caption": "a"}\n{"id": "2", "caption"', "a.jsonl line 2: malformed JSON"),
         ("a.jsonl", "[" * 100_000, "a.jsonl line 1: malformed JSON"),
         ("a.jsonl", '["1", "a"]\n', "a.jsonl line 1: not a JSON object"),
@@ -87,15 +87,18 @@ def test_a_missing_file_or_split_column_is_named(tmp_path):
         read_captions(path, "train")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# The machine may be busy: neither a slow example nor slow drawing is a fault.
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     name=st.sampled_from(["a.csv", "a.jsonl"]),
     content=st.one_of(
         st.binary(max_size=60),
         st.text(alphabet='id,caption\n"x1\r{}:', max_size=60).map(str.encode),
-        st.dictionaries(st.sampled_from(["id", "caption"]), st.one_of(st.text(), st.integers(), st.none())).map(
-            lambda columns: json.dumps(columns).encode()
-        ),
+        st.dictionaries(
+            st.sampled_from(["id", "caption"]), st.one_of(st.text("a é\ud800/.\0"), st.integers(), st.none())
+        ).map(lambda columns: json.dumps(columns).encode()),
     ),
 )
 def test_any_file_is_read_or_refused(tmp_path, name, content):

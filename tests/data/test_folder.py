@@ -208,7 +208,7 @@ def test_a_spectrogram_must_have_forty_bands(folder):
     assert len(dataset) == 1
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), cut=st.booleans())
 def test_any_damage_is_noticed_or_harmless(tmp_path, position, value, cut):
     path = tmp_path / "x_2d.npz"

@@ -1,12 +1,13 @@
 """Sampling rules, against numbers from the authors' implementation and against torch."""
 
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -19,6 +20,7 @@ CASES = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))
 CLOSE = {"rtol": 1e-6, "atol": 1e-7}
 
 
+@functools.cache
 def golden(name):
     with np.load(GOLDEN / f"{name}.npz") as archive:
         return dict(archive)
@@ -55,6 +57,7 @@ def test_the_golden_cases_include_the_doubled_stream():
     }
 
 
+@settings(deadline=None)
 @given(n_in=st.integers(1, 300), n_out=st.integers(1, 200))
 def test_nearest_indices_equal_torch(n_in, n_out):
     rows = torch.arange(n_in, dtype=torch.float32)[None, None]
@@ -76,6 +79,7 @@ def test_nearest_indices_of_nothing():
 rows = st.one_of(st.none(), st.integers(0, 70))
 
 
+@settings(deadline=None)
 @given(
     rows_2d=rows,
     rows_3d=rows,
@@ -181,6 +185,7 @@ def test_cut_into_clips_equals_the_reference(case):
     assert clips.keep.tolist() == [identifier != "-1" for identifier in case["ids"]]
 
 
+@settings(deadline=None)
 @given(
     audio=arrays(
         np.float32,
