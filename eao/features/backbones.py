@@ -31,7 +31,7 @@ FRAME_SIZE = 224
 """Side of the square frames in pixels: short side scaled to it, central square cropped."""
 
 MOTION_SCALE = 4.0
-"""Brings the length of the difference between frames half a second apart near that of the map, which is 1."""
+"""Brings the length of the difference (0.28 in the median of the demo clips at 2 rows/s) near that of the map, 1."""
 
 
 @dataclass(frozen=True)

