@@ -210,8 +210,9 @@ def _audio(version: str, weights: Mapping[str, Tensor], notices: list[str]) -> d
         version = by_stages
     channels = (first, *(found[stage][0] for stage in sorted(found)))
     blocks = tuple(len(found[stage]) for stage in sorted(found))
-    published = (channels, blocks) == PUBLISHED[version]
-    return {"version": version} if published else {"version": version, "channels": channels, "blocks": blocks}
+    audio: dict[str, Any] = {"version": version}
+    audio |= {"channels": channels} if channels != PUBLISHED[version][0] else {}
+    return audio | ({"blocks": blocks} if blocks != PUBLISHED[version][1] else {})
 
 
 def _training(authors: Mapping[str, Any], notices: list[str]) -> dict[str, Any]:

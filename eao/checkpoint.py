@@ -286,17 +286,31 @@ def _aliases(model: nn.Module) -> dict[str, str]:
     return {name: first[id(x)] for name, x in named if first.setdefault(id(x), name) != name}
 
 
+_HEADS = r"(text|video|audio)_proj\."
 _KEY_SETTINGS = (
-    # a key pattern, the setting if the checkpoint lacks such keys, the setting if only the checkpoint has them
-    (r"fusion_(text|video|audio)\.", "model.architecture=fusion", "model.architecture=per-modality"),
-    (r"DAVEnet\.|GU_", "model.architecture=fusion", "model.architecture=avlnet model.audio.version=v1"),
-    (r"(text|video|audio)_pos_embed", "model.use_positional_emb=false", "model.use_positional_emb=true"),
-    (r"fusion\.cls_token", "model.fusion.use_cls_token=false", "model.fusion.use_cls_token=true"),
-    (r"fusion\.blocks\.", "a smaller model.fusion.depth", "a larger model.fusion.depth"),
-    (r"proj\.", "model.individual_projections=true", "model.individual_projections=false"),
-    (r".*_token_proj\.(cg\.)?", "model.token_projection=minimal", "model.token_projection=gated"),
-    (r".*proj\.(cg\.)?", "model.output_projection=minimal", "model.output_projection=gated"),
-    (r"davenet\.", "model.audio.version=v1", "model.audio.version=v2"),
+    # what only the checkpoint has, what only the model has (empty = anything), the setting that makes them agree
+    (r"fusion\.masking_token", "", "model.architecture=fusion"),
+    (r"DAVEnet\.", "", "model.architecture=avlnet model.audio.version=v1"),
+    (r"fusion_(text|video|audio)\.", "", "model.architecture=per-modality"),
+    ("", r"fusion_(text|video|audio)\.", "model.architecture=fusion"),
+    (r"\w+_pos_embed", "", "model.use_positional_emb=true"),
+    ("", r"\w+_pos_embed", "model.use_positional_emb=false"),
+    (r"fusion\.cls_token", "", "model.fusion.use_cls_token=true"),
+    ("", r"fusion\.cls_token", "model.fusion.use_cls_token=false"),
+    (r"fusion\.blocks\.\d+\.norm1", "", "a larger model.fusion.depth"),
+    ("", r"fusion\.blocks\.\d+\.norm1", "a smaller model.fusion.depth"),
+    (r"fusion\.blocks\.\d+\.attn\.qkv\.bias", "", "model.fusion.qkv_bias=true"),
+    ("", r"fusion\.blocks\.\d+\.attn\.qkv\.bias", "model.fusion.qkv_bias=false"),
+    (_HEADS, r"proj\.", "model.individual_projections=true"),
+    (r"proj\.", _HEADS, "model.individual_projections=false"),
+    (r"\w+_token_proj\.[fc]", "", "model.token_projection=gated"),
+    (r"\w+_token_proj\.", "", "model.token_projection=minimal"),
+    ("", r"\w+_token_proj\.", "model.token_projection=none"),
+    (r"\w*proj\.[fc]", "", "model.output_projection=gated"),
+    (r"\w*proj\.", "", "model.output_projection=minimal"),
+    ("", r"\w*proj\.", "model.output_projection=none"),
+    (r"davenet\.", "", "model.audio.version=v2"),
+    ("", r"davenet\.", "model.audio.version=v1"),
 )
 
 
@@ -309,14 +323,15 @@ def _check_keys(missing: set[str], unexpected: set[str], source: str) -> None:
     if unexpected:
         parts.append(f"it has {len(unexpected)} that the model lacks: {_list(sorted(unexpected))}")
     hint = "it belongs to another configuration"
-    for pattern, if_missing, if_unexpected in _KEY_SETTINGS:
-        if any(re.match(pattern, key) for key in unexpected):
-            hint = f"its configuration probably had {if_unexpected}"
-            break
-        if any(re.match(pattern, key) for key in missing):
-            hint = f"its configuration probably had {if_missing}"
+    for theirs, ours, setting in _KEY_SETTINGS:
+        if _any(theirs, unexpected) and _any(ours, missing):
+            hint = f"its configuration probably had {setting}"
             break
     raise CheckpointError(f"{source} does not fit the configured model: {'; '.join(parts)}", hint)
+
+
+def _any(pattern: str, keys: set[str]) -> bool:
+    return not pattern or any(re.match(pattern, key) for key in keys)
 
 
 _SHAPE_SETTINGS = (
