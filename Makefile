@@ -51,20 +51,21 @@ clean:  ## remove what was built; data and runs stay
 	rm -rf $(VENV) build dist *.egg-info .cache/check .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-$(RUN): $(BIN)/python
-	@echo "installing the dependencies into $(VENV)"
-	$(PIP) install -c constraints.txt -e '.[cpu,demo,index]'
+$(RUN): $(BIN)/pip
+	@echo "installing the dependencies into $(VENV), which takes some minutes the first time"
+	$(PIP) install --no-compile -c constraints.txt -e '.[cpu,demo,index]'
 	@rm -f $(VENV)/.eao-run-* && touch $@
 
 $(DEV): $(RUN)
 	@echo "installing the development tools into $(VENV)"
-	$(PIP) install -c constraints.txt -e '.[cpu,demo,index,dev]'
+	$(PIP) install --no-compile -c constraints.txt -e '.[cpu,demo,index,dev]'
 	@rm -f $(VENV)/.eao-dev-* && touch $@
 
-$(BIN)/python:
+# pip is the last thing that venv installs: an interrupted one is begun anew.
+$(BIN)/pip:
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) was not found: apt install python3 python3-venv, or make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "$$($(PYTHON) --version) is too old, 3.11 is needed: install a newer one and say make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
 	    { echo "$(PYTHON) cannot make environments: apt install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
