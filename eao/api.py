@@ -19,8 +19,8 @@ def load(path: str | Path, device: str | None = None, overrides: Iterable[str] =
     Args:
         path: a checkpoint folder, a run folder (its `best/`, else its `latest/`), an authors' `.pth`, or a bundle of
             engines made by `eao export`.
-        device: "cpu", "cuda", "cuda:1" ...; by default a GPU if there is one. For a bundle, the device of the feature
-            extractor: engines run where they were built for.
+        device: "cpu", "cuda", "cuda:1" ...; by default a GPU if there is one. A bundle of engines runs on the CPU
+            unless "cuda" is asked for.
         overrides: settings to change as key=value, such as "data.text.path=vectors.bin"; none of `model.*`.
 
     Raises:
@@ -32,11 +32,11 @@ def load(path: str | Path, device: str | None = None, overrides: Iterable[str] =
         (1, 1024)
     """
     path = Path(path)
-    device = choose_device(device)
+    given, device = device, choose_device(device)
     if _is_bundle(path):
         from eao.export.runtime import Bundle
 
-        bundle = Bundle(path)
+        bundle = Bundle(path, device="cpu" if given is None else given)
         return Embedder(bundle, path, _changed(bundle.config, overrides, path), device)
     from eao.checkpoint import load_checkpoint
 

@@ -153,11 +153,9 @@ class Index:
             DataError: there are no videos.
             OSError: the disk is full; what was committed stays.
         """
-        from eao.features.extract import find_clips
+        from eao.features.extract import find_videos
 
-        inputs = [inputs] if isinstance(inputs, str | Path) else inputs
-        # One input at a time: clips of the same name in two folders are different clips here.
-        files = list(dict.fromkeys(path for given in inputs for path in find_clips([given]).values()))
+        files = find_videos([inputs] if isinstance(inputs, str | Path) else inputs)
         if not files:
             raise DataError("nothing to index", "give video files, or a folder that holds some")
         extract = self.embedder.extractor.extract
