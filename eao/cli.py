@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from eao.console import err, out, print_json, print_table, progress, set_up_logging
-from eao.errors import ConfigError, EaoError, ExportError
+from eao.errors import EaoError, ParityError
 
 app = typer.Typer(
     help="Train, evaluate, export, benchmark and search with the Everything-at-Once fusion transformer (text, video, audio).",
@@ -233,12 +233,20 @@ def export(
 
     An encoder that fails parity is not written as usable: the command names the figure, keeps the evidence and exits with 1.
     """
+    from eao.api import load
     from eao.export.run import export_bundle
 
     report = export_bundle(
-        model, output, engine=engine, precision=precision, encoders=encoder, opset=opset, split=split,
-        overrides=overrides or [], dry_run=dry_run, quiet=as_json,
-    )  # fmt: skip
+        load(model, device="cpu", overrides=overrides or []),
+        output,
+        engine=engine,
+        precision=precision,
+        encoders=encoder,
+        opset=opset,
+        split=split,
+        dry_run=dry_run,
+        quiet=as_json,
+    )
     if as_json:
         print_json(report)
 
@@ -257,12 +265,20 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process."""
-    from eao.bench.run import bench_bundle
+    from eao.api import load
+    from eao.bench.run import run_benchmark
 
-    report = bench_bundle(
-        bundle, model=model, encoders=encoder, batches=batch or [1, 8], seconds=seconds, output=output, docs=docs,
-        overrides=overrides or [], dry_run=dry_run, quiet=as_json,
-    )  # fmt: skip
+    report = run_benchmark(
+        load(bundle, overrides=overrides or []),
+        model=load(model, device="cpu") if model is not None else None,
+        encoders=encoder,
+        batches=batch or [1, 8],
+        seconds=seconds,
+        output=output,
+        docs=docs,
+        dry_run=dry_run,
+        quiet=as_json,
+    )
     if as_json:
         print_json(report)
 
@@ -322,7 +338,7 @@ def main() -> None:
         app(standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except ExportError as error:
+    except ParityError as error:
         _fail(f"[x] {error}", 1)
     except EaoError as error:
         _fail(str(error))

@@ -41,7 +41,11 @@ class MediaError(EaoError):
 
 
 class ExportError(EaoError):
-    """An encoder cannot be exported, or its engine fails parity."""
+    """An encoder cannot be exported, or a bundle cannot be used."""
+
+
+class ParityError(ExportError):
+    """An engine does not agree with its model: a gate that failed, not bad input."""
 
 
 class RetrievalError(EaoError):

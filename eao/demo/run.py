@@ -173,20 +173,22 @@ def evaluate(demo: Demo) -> None:
 
 def export(demo: Demo) -> None:
     """All encoders as ONNX, each proven against the model."""
+    from eao.api import load
     from eao.export.run import export_bundle
 
-    report = export_bundle(demo.run / "best", demo.bundle, split="test", quiet=demo.quiet, reuse=True)
+    report = export_bundle(load(demo.run / "best", device="cpu"), demo.bundle, split="test", quiet=demo.quiet, reuse=True)
     demo.summary["parity"] = report["parity"]
 
 
 def benchmark(demo: Demo) -> None:
     """PyTorch and onnxruntime, interleaved."""
-    from eao.bench.run import bench_bundle
+    from eao.api import load
+    from eao.bench.run import run_benchmark
 
     encoders = ["text", "video-audio"] if demo.quick else None
-    report = bench_bundle(
-        demo.bundle,
-        model=demo.run / "best",
+    report = run_benchmark(
+        load(demo.bundle),
+        model=load(demo.run / "best", device="cpu"),
         encoders=encoders,
         batches=[1, 8],
         seconds=0.5 if demo.quick else 1.0,

@@ -34,8 +34,8 @@ class Entry:
     load: Callable[[], ClipFeatures]
 
 
-def read_folder(folder: Path, expected: FeaturesConfig) -> list[Entry]:
-    """The clips of a folder written by `eao extract`.
+def read_folder(folder: Path, expected: FeaturesConfig, under: str = "") -> list[Entry]:
+    """The clips of a folder written by `eao extract`, or of those the ones whose id lies in the subfolder `under`.
 
     Raises:
         ConfigError: it holds other features than `expected`.

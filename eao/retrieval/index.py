@@ -165,8 +165,15 @@ class Index:
 
         return self._add([(str(path), partial(open_file, path)) for path in files], progress)
 
-    def add_features(self, folder: str | Path, progress: ProgressCallback | None = None) -> AddReport:
+    def add_features(
+        self, folder: str | Path, progress: ProgressCallback | None = None, under: str = ""
+    ) -> AddReport:
         """Index a folder written by `eao extract`, without decoding a video again.
+
+        Args:
+            folder: the features.
+            progress: called after every file.
+            under: take only clips whose id lies in this subfolder, such as "test".
 
         Raises:
             DataError: it holds no features, or damaged ones.
@@ -174,7 +181,7 @@ class Index:
         """
         from eao.retrieval.features import read_folder
 
-        entries = read_folder(Path(folder), self.embedder.config.features)
+        entries = read_folder(Path(folder), self.embedder.config.features, under)
         by_file: dict[str, list[_Source]] = {}
         for entry in entries:
             source = _Source(entry.file, entry.state, entry.start, entry.load)

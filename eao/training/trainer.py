@@ -91,7 +91,7 @@ class Trainer:
         self.text_encoder = build_text_encoder(config.data.text)
         self.train_data = FolderDataset(config.data.train, config.data)
         self.loader = make_loader(
-            self.train_data, self.text_encoder, config.data.batch_size, shuffle=True, seed=config.seed, drop_last=True,
+            self.train_data, self.text_encoder, config.data.batch_size, shuffle=True, seed=config.seed, drop_last=True, workers=config.data.workers,
         )
         self.validation = validation_loader(config, self.text_encoder)
         check_dimensions(config, self.train_data.video_dim, self.text_encoder.dim)
