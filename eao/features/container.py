@@ -28,8 +28,8 @@ _DISPLAY_SLACK = 60.0  # seconds by which timestamps may run beyond the stated d
 
 # FFmpeg demuxers that may open a file. Playlists (hls, dash, concat) are left out: they make FFmpeg open other files.
 _FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,h264,hevc,m4v,asf,flv,ogg,gif,wav,w64,mp3,flac,aac,"
-    "aiff,amr,ac3,eac3,caf,ivf,mxf,nut"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,h264,hevc,m4v,asf,flv,ogg,gif,wav,w64,mp3,flac,"
+    "aac,aiff,amr,ac3,eac3,caf,ivf,mxf,nut"
 )
 # Formats whose header states the duration that the writer gave: a file that ends before it is truncated. In others the
 # duration is guessed from the bit rate or read from the last packet.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from eao.config import FeaturesConfig
 from eao.errors import ConfigError, DataError, MediaError
 from eao.features.backbones import FRAME_SIZE, Backbone, FrameNetwork, FrameOutputs, get_backbone
-from eao.features.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES, ClipReader, SampledFrame, read_audio
-from eao.features.pipeline import Decoded, decode_ahead
+from eao.features.media import AUDIO_SUFFIXES, SAMPLE_RATE, VIDEO_SUFFIXES, ClipReader, SampledFrame, read_audio
+from eao.features.pipeline import extract_side_by_side
 from eao.features.spectrogram import log_mel
 from eao.features.store import FeatureStore
 
@@ -116,24 +116,34 @@ class FeatureExtractor:
             self._network = FrameNetwork(self.device)
         return self._network
 
-    def extract(self, path: str | Path) -> ClipFeatures:
+    def extract(self, path: str | Path, check: Callable[[], None] | None = None) -> ClipFeatures:
         """Features of one video file (of the sound alone, if the configuration has no video stream).
 
-        Memory does not grow with the number of frames beyond their features.
+        Memory does not grow with the number of frames beyond their features. Threads may share one extractor.
+
+        Args:
+            path: the file.
+            check: called before each batch; what it raises ends the work.
 
         Raises:
             MediaError: if the file cannot be decoded, or holds nothing that the configuration asks for.
         """
         if not self.streams:
-            return self.assemble(None, [], *self.decode_sound(path))
+            return ClipFeatures(None, None, *self.decode_sound(path))
         reader = ClipReader(path, self.rates, FRAME_SIZE)
         outputs: list[FrameOutputs] = []
         rows: list[tuple[bool, ...]] = []
         for batch in _batched(reader, self.batch_size):
+            if check is not None:
+                check()
             outputs.append(self.network(np.stack([frame.image for frame in batch])))
             rows.extend(frame.rows for frame in batch)
+        all_frames = FrameOutputs.concatenate(outputs)
+        features: dict[str, NDArray[np.float32]] = {}
+        for (name, (backbone, _)), sampled in zip(self.streams.items(), np.array(rows).T, strict=True):
+            features[name] = backbone.rows(all_frames.select(np.flatnonzero(sampled)))
         spectrogram = log_mel(reader.audio) if reader.audio is not None else None
-        return self.assemble(FrameOutputs.concatenate(outputs), rows, spectrogram, reader.duration)
+        return ClipFeatures(features.get("video_2d"), features.get("video_3d"), spectrogram, reader.duration)
 
     def extract_audio(self, path: str | Path) -> NDArray[np.float32]:
         """The spectrogram (40, T) of an audio file, or of the sound of a video file.
@@ -145,25 +155,11 @@ class FeatureExtractor:
 
     @staticmethod
     def decode_sound(path: str | Path) -> tuple[NDArray[np.float32], float]:
-        """The spectrogram of a file's sound, and its duration in seconds."""
+        """The spectrogram (40, T) of a file's sound, and its length in seconds. Errors: as for `extract_audio`."""
         samples = read_audio(path)
         if samples is None:
             raise MediaError(f"{path} has no sound", "give a file with an audio stream")
-        return log_mel(samples), samples.size / 16_000
-
-    def assemble(
-        self,
-        outputs: FrameOutputs | None,
-        rows: Sequence[tuple[bool, ...]],
-        spectrogram: NDArray[np.float32] | None,
-        duration: float,
-    ) -> ClipFeatures:
-        """Features of a clip from the outputs for all its frames; `rows` says which stream samples which frame."""
-        features: dict[str, NDArray[np.float32]] = {}
-        if outputs is not None:
-            for (name, (backbone, _)), column in zip(self.streams.items(), np.array(rows).T, strict=True):
-                features[name] = backbone.rows(outputs.select(np.flatnonzero(column)))
-        return ClipFeatures(features.get("video_2d"), features.get("video_3d"), spectrogram, duration)
+        return log_mel(samples), samples.size / SAMPLE_RATE
 
 
 def find_clips(inputs: Iterable[str | Path], audio_only: bool = False) -> dict[str, Path]:
@@ -230,14 +226,13 @@ def extract_folder(
     device: str = "cpu",
     progress: Progress | None = None,
     dry_run: bool = False,
-    decoders: int = 1,
+    workers: int | None = None,
     extractor: FeatureExtractor | None = None,
 ) -> ExtractionReport:
     """Extract the features of all clips in `inputs` into the folder `out`.
 
     The run can be broken off at any time and repeated: finished clips are skipped, files that failed are tried again.
-    Files that cannot be read are written to `failed.jsonl`, and the rest goes on. Decoding runs ahead of the network
-    in threads.
+    Files that cannot be read are written to `failed.jsonl`, and the rest goes on.
 
     Args:
         inputs: files and folders, see `find_clips`.
@@ -246,7 +241,7 @@ def extract_folder(
         device: a torch device for the network.
         progress: called after each clip.
         dry_run: only say what would be done; nothing is written or decoded.
-        decoders: threads that decode ahead.
+        workers: clips at a time; by default as many as torch has threads, which they share.
         extractor: a loaded extractor of the same configuration to use again.
 
     Raises:
@@ -268,8 +263,8 @@ def extract_folder(
         _ = extractor.network  # missing weights are to be noticed before the first clip is decoded
     extracted: list[str] = []
     failed: list[dict[str, str]] = []
-    with store.writing(clips), decode_ahead(todo, extractor, decoders) as decoded:
-        for clip_id, result in _run_network(decoded, extractor):
+    with store.writing(clips), extract_side_by_side(todo, extractor, workers) as results:
+        for clip_id, result in results:
             if isinstance(result, MediaError):
                 reason = " ".join(result.message.split())
                 failed.append({"file": str(todo[clip_id]), "reason": reason})
@@ -280,33 +275,6 @@ def extract_folder(
             if progress is not None:
                 progress(len(extracted) + len(failed), len(todo), clip_id)
     return ExtractionReport(sorted(extracted), sorted(done), failed, time.perf_counter() - begin)
-
-
-@dataclass
-class _Pending:
-    """A clip of which some frames have been through the network."""
-
-    outputs: list[FrameOutputs] = field(default_factory=list)
-    rows: list[tuple[bool, ...]] = field(default_factory=list)
-
-
-def _run_network(
-    decoded: Iterable[Decoded], extractor: FeatureExtractor
-) -> Iterator[tuple[str, ClipFeatures | MediaError]]:
-    """Put the decoded pieces of clips through the network, and give each clip when its last piece has been."""
-    pending: dict[str, _Pending] = {}
-    for piece in decoded:
-        clip = pending.setdefault(piece.clip_id, _Pending())
-        if piece.images is not None:
-            clip.outputs.append(extractor.network(piece.images))
-            clip.rows.extend(piece.rows)
-        if piece.is_last:
-            del pending[piece.clip_id]
-            if piece.error is not None:
-                yield piece.clip_id, piece.error
-            else:
-                outputs = FrameOutputs.concatenate(clip.outputs) if clip.outputs else None
-                yield piece.clip_id, extractor.assemble(outputs, clip.rows, piece.spectrogram, piece.duration)
 
 
 def _batched(frames: Iterable[SampledFrame], size: int) -> Iterator[list[SampledFrame]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from eao.config import FeaturesConfig, StreamConfig
 from eao.errors import ConfigError, DataError, MediaError
@@ -120,7 +121,9 @@ def test_folder_layout(tmp_path: Path, clips: Path, extractor: FeatureExtractor)
 
 
 def test_the_folder_holds_what_extract_gives(tmp_path: Path, clips: Path, extractor: FeatureExtractor) -> None:
-    extract_folder([clips / "a.mp4"], tmp_path, CONFIG, extractor=extractor, decoders=2)
+    threads = torch.get_num_threads()
+    extract_folder([clips / "a.mp4", clips / "silent.MOV"], tmp_path, CONFIG, extractor=extractor, workers=2)
+    assert torch.get_num_threads() == threads
     features = extractor.extract(clips / "a.mp4")
     for name, array in (("a_2d", features.video_2d), ("a_3d", features.video_3d)):
         assert array is not None
