@@ -17,7 +17,7 @@ from eao.console import err, out, print_json, print_table, progress, set_up_logg
 from eao.errors import EaoError, ParityError
 
 app = typer.Typer(
-    help="Train, evaluate, export, benchmark and search with the Everything-at-Once fusion transformer (text, video, audio).",
+    help="Train, evaluate, export, benchmark and search with the Everything-at-Once model (text, video, audio).",
     epilog="Settings are given as key=value after the arguments, for example: eao train -c demo optimizer.lr=1e-4",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -28,7 +28,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, check the input, and stop.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU if there is one.")]
-ModelPath = Annotated[Path, typer.Option("--model", "-m", help="A checkpoint folder, an authors' .pth, or a bundle of engines.")]
+ModelPath = Annotated[
+    Path, typer.Option("--model", "-m", help="A checkpoint folder, an authors' .pth, or a bundle of engines.")
+]
 
 
 @app.callback()
@@ -55,15 +57,17 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model: loss and throughput while it runs, checkpoints, metrics and a learning curve in the run folder."""
-    from eao.configs import find_config
     from eao.config import load_config
+    from eao.configs import find_config
     from eao.training.run import describe_run, run_training
 
     settings = load_config(find_config(config), overrides or [])
     folder = out_folder or Path("runs") / settings.name
     if dry_run:
         description = describe_run(settings, folder)
-        print_json(description) if as_json else print_table("dry run", [{"": k, " ": str(v)} for k, v in description.items()])
+        print_json(description) if as_json else print_table(
+            "dry run", [{"": k, " ": str(v)} for k, v in description.items()]
+        )
         return
     result = run_training(settings, folder, resume=resume, device=device, quiet=as_json)
     if as_json:
@@ -74,7 +78,9 @@ def train(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A checkpoint folder, an authors' .pth, or a bundle of engines.")],
     overrides: Overrides = None,
-    split: Annotated[str, typer.Option(help="Which data set of the configuration: test, validation or train.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="Which data set of the configuration: test, validation or train.")
+    ] = "test",
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the metrics as JSON here.")] = None,
     device: Device = None,
     as_json: Json = False,
@@ -100,14 +106,18 @@ def evaluate(
 def convert(
     source: Annotated[Path, typer.Argument(help="The authors' .pth file.")],
     target: Annotated[Path, typer.Argument(help="Folder for the native checkpoint (safetensors + config.yaml).")],
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="The authors' config.yaml, if not beside it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The authors' config.yaml, if not beside it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Convert an authors' checkpoint to the native format, and check that every tensor came over bit by bit."""
     from eao.checkpoint import convert as convert_checkpoint
 
     report = convert_checkpoint(source, target, config)
-    print_json(report) if as_json else out.print(f"[green]✓[/green] {target}: {report['tensors']} tensors, {report['parameters']:,} parameters")
+    print_json(report) if as_json else out.print(
+        f"[green]✓[/green] {target}: {report['tensors']} tensors, {report['parameters']:,} parameters"
+    )
 
 
 @app.command()
@@ -131,7 +141,9 @@ def extract(
     else:
         settings = load_config(overrides=overrides)
     with progress("extracting", not as_json) as callback:
-        report = extract_folder(inputs, output, settings.features, progress=callback, dry_run=dry_run, device=device or "cpu")
+        report = extract_folder(
+            inputs, output, settings.features, progress=callback, dry_run=dry_run, device=device or "cpu"
+        )
     _print_report("extraction", report, as_json)
 
 
@@ -142,7 +154,9 @@ def embed(
     text: Annotated[list[str] | None, typer.Option(help="A sentence; may be given again.")] = None,
     video: Annotated[list[str] | None, typer.Option(help="A video file, for what is seen.")] = None,
     audio: Annotated[list[str] | None, typer.Option(help="A video or sound file, for what is heard.")] = None,
-    output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the (rows, E) float32 array to this .npy file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the (rows, E) float32 array to this .npy file.")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Unit-norm embeddings of sentences, videos or sounds, or of rows that combine them. JSON unless --out is given."""
@@ -166,7 +180,9 @@ def embed(
 def index(
     arguments: Annotated[list[str], typer.Argument(metavar="INPUT... [KEY=VALUE]...", help="Video files and folders.")],
     model: ModelPath,
-    output: Annotated[Path, typer.Option("--out", "-o", help="The index; videos are added to one that exists.")] = Path("index"),
+    output: Annotated[Path, typer.Option("--out", "-o", help="The index; videos are added to one that exists.")] = Path(
+        "index"
+    ),
     device: Device = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -191,8 +207,12 @@ def index(
 def search(
     query: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
     overrides: Overrides = None,
-    index_path: Annotated[Path, typer.Option("--index", "-i", help="An index made by `eao index` or `eao demo`.")] = Path("index"),
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="Default: the model the index was made with.")] = None,
+    index_path: Annotated[
+        Path, typer.Option("--index", "-i", help="An index made by `eao index` or `eao demo`.")
+    ] = Path("index"),
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Default: the model the index was made with.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many clips.")] = 10,
     by: Annotated[str | None, typer.Option(help="Compare with video-audio (default), video or audio.")] = None,
     video: Annotated[Path | None, typer.Option(help="Find clips like this video instead.")] = None,
@@ -212,7 +232,10 @@ def search(
     if as_json:
         print_json([asdict(hit) for hit in hits])
         return
-    rows = [{"rank": h.rank, "score": f"{h.score:.3f}", "file": h.file, "from": f"{h.start:.1f} s", "to": f"{h.end:.1f} s"} for h in hits]
+    rows = [
+        {"rank": h.rank, "score": f"{h.score:.3f}", "file": h.file, "from": f"{h.start:.1f} s", "to": f"{h.end:.1f} s"}
+        for h in hits
+    ]
     print_table(query or str(video or audio), rows)
 
 
@@ -223,15 +246,19 @@ def export(
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle.")] = Path("bundle"),
     engine: Annotated[str, typer.Option(help="onnx (onnxruntime).")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
-    encoder: Annotated[list[str] | None, typer.Option(help="text, video-audio, ...; may be given again. Default: all.")] = None,
+    encoder: Annotated[
+        list[str] | None, typer.Option(help="text, video-audio, ...; may be given again. Default: all.")
+    ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset.")] = 18,
-    split: Annotated[str | None, typer.Option(help="Data set of the configuration for ranking parity; 'none' to skip.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Data set of the configuration for ranking parity; 'none' to skip.")
+    ] = "test",
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Compile encoders into a bundle of engines, and prove that they embed and rank as the model does.
 
-    An encoder that fails parity is not written as usable: the command names the figure, keeps the evidence and exits with 1.
+    An encoder that fails parity is not written as usable: the figure is named, the evidence kept, the exit code 1.
     """
     from eao.api import load
     from eao.export.run import export_bundle
@@ -255,7 +282,9 @@ def export(
 def bench(
     bundle: Annotated[Path, typer.Argument(help="A bundle made by `eao export`.")],
     overrides: Overrides = None,
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="The checkpoint, for PyTorch beside the engines.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="The checkpoint, for PyTorch beside the engines.")
+    ] = None,
     encoder: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; default 1 and 8.")] = None,
     seconds: Annotated[float, typer.Option(help="Time per measurement.")] = 2.0,
@@ -286,8 +315,12 @@ def bench(
 @app.command()
 def demo(
     overrides: Overrides = None,
-    folder: Annotated[Path, typer.Option("--out", "-o", help="Everything goes here; a second run reuses it.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option(help="Fewer objects and epochs: a check that everything works, in under 3 minutes.")] = False,
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Everything goes here; a second run reuses it.")] = Path(
+        "runs/demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option(help="Fewer objects and epochs: a check that everything works, in under 3 minutes.")
+    ] = False,
     stamps: Annotated[Path | None, typer.Option(help="A tuxpaint stamps folder, where apt is not at hand.")] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -347,7 +380,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        _fail(f"cannot write {error.filename or 'the output'}: {error.strerror}\n     free some space or choose another --out")
+        what = error.filename or "the output"
+        _fail(f"cannot write {what}: {error.strerror}\n     free some space, or choose another --out")
     except Exception as error:
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):
             raise

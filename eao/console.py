@@ -23,7 +23,9 @@ err = Console(stderr=True)
 def set_up_logging(verbose: bool = False) -> None:
     """Show the package's warnings (or, verbosely, everything) on standard error."""
     handler = RichHandler(console=err, show_path=False, show_time=verbose)
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler], force=True
+    )
 
 
 def print_json(value: Any) -> None:
@@ -53,7 +55,13 @@ def progress(description: str, enabled: bool = True) -> Iterator[ProgressCallbac
     if not err.is_terminal:
         yield _plain_progress(description)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.fields[name]}"), console=err) as bar:
         task = bar.add_task(description, total=None, name="")
 

@@ -14,9 +14,11 @@ from eao.config import Config, load_config
 from eao.configs import find_config
 from eao.console import err, out, print_table, progress
 from eao.errors import EaoError
-from eao.files import write_json
+from eao.files import write_json, write_text
 
 QUICK_OBJECTS = 160
+QUICK_ENCODERS = ("text", "video", "audio", "video-audio")
+"""What a search needs; tracing a graph takes seconds."""
 QUERIES = 3
 SEARCHES_SHOWN = 3
 
@@ -110,7 +112,11 @@ def run_demo(
 
 def demo_config(folder: Path, quick: bool, overrides: Sequence[str]) -> Config:
     """The demo's experiment with the paths of this folder filled in."""
-    features, captions, gallery = folder / "features", folder / "data" / "captions.jsonl", folder / "data" / "gallery.jsonl"
+    features, captions, gallery = (
+        folder / "features",
+        folder / "data" / "captions.jsonl",
+        folder / "data" / "gallery.jsonl",
+    )
     paths = []
     for split, file in (("train", captions), ("validation", gallery), ("test", gallery)):
         values = {"features": str(features), "captions": str(file), "split": split}
@@ -126,7 +132,11 @@ def make_data(demo: Demo, stamps: Path | None) -> None:
     with progress("stamps", not demo.quiet) as callback:
         source = fetch_stamps(demo.folder / "stamps", stamps, progress=callback)
     with progress("rendering", not demo.quiet) as callback:
-        dataset = build_dataset(demo.data, source, limit_objects=QUICK_OBJECTS if demo.quick else None, progress=callback)
+        dataset = build_dataset(
+            demo.data, source, limit_objects=QUICK_OBJECTS if demo.quick else None, progress=callback
+        )
+    lines = dataset.captions.read_text(encoding="utf-8").splitlines(keepends=True)
+    write_text(demo.data / "gallery.jsonl", "".join(line for line in lines if json.loads(line)["gallery"]))
     demo.summary["data"] = {
         "objects": dataset.objects,
         "clips": dataset.clips,
@@ -134,7 +144,9 @@ def make_data(demo: Demo, stamps: Path | None) -> None:
         "skipped": dataset.skipped,
     }
     if not demo.quiet:
-        err.print(f"objects {dataset.objects}, clips {dataset.clips}, {dataset.without_audio} without sound", highlight=False)
+        err.print(
+            f"objects {dataset.objects}, clips {dataset.clips}, {dataset.without_audio} without sound", highlight=False
+        )
 
 
 def extract_features(demo: Demo) -> None:
@@ -144,7 +156,10 @@ def extract_features(demo: Demo) -> None:
     with progress("extracting", not demo.quiet) as callback:
         report = extract_folder([demo.data / "videos"], demo.features, demo.config.features, progress=callback)
     if report.failed:
-        raise EaoError(f"{len(report.failed)} rendered clips could not be read, first {report.failed[0]}", "delete them and run again")
+        raise EaoError(
+            f"{len(report.failed)} rendered clips could not be read, first {report.failed[0]}",
+            "delete them and run again",
+        )
 
 
 def train(demo: Demo) -> None:
@@ -172,11 +187,18 @@ def evaluate(demo: Demo) -> None:
 
 
 def export(demo: Demo) -> None:
-    """All encoders as ONNX, each proven against the model."""
+    """The encoders as ONNX, each proven against the model."""
     from eao.api import load
     from eao.export.run import export_bundle
 
-    report = export_bundle(load(demo.run / "best", device="cpu"), demo.bundle, split="test", quiet=demo.quiet, reuse=True)
+    report = export_bundle(
+        load(demo.run / "best", device="cpu"),
+        demo.bundle,
+        encoders=QUICK_ENCODERS if demo.quick else None,
+        split="test",
+        quiet=demo.quiet,
+        reuse=True,
+    )
     demo.summary["parity"] = report["parity"]
 
 
@@ -185,11 +207,10 @@ def benchmark(demo: Demo) -> None:
     from eao.api import load
     from eao.bench.run import run_benchmark
 
-    encoders = ["text", "video-audio"] if demo.quick else None
     report = run_benchmark(
         load(demo.bundle),
         model=load(demo.run / "best", device="cpu"),
-        encoders=encoders,
+        encoders=("text", "video-audio") if demo.quick else None,
         batches=[1, 8],
         seconds=0.5 if demo.quick else 1.0,
         output=demo.folder / "bench.json",
@@ -235,10 +256,14 @@ def print_summary(demo: Demo) -> None:
         for task, m in evaluation["metrics"].items()
         if m
     ]
-    print_table(f"retrieval over {gallery} unseen objects (chance: R@1 {100 / gallery:.1f}, R@10 {1000 / gallery:.1f})", rows)
+    print_table(
+        f"retrieval over {gallery} unseen objects (chance: R@1 {100 / gallery:.1f}, R@10 {1000 / gallery:.1f})", rows
+    )
     motion = evaluation["motion"]
     shown = ", ".join(f"{name} {value:.1f} %" for name, value in motion["accuracy"].items())
-    out.print(f"right motion of two clips of one object ({motion['choices']} choices, chance 50 %): {shown}", highlight=False)
+    out.print(
+        f"right motion of two clips of one object ({motion['choices']} choices, chance 50 %): {shown}", highlight=False
+    )
     print_table("onnxruntime against PyTorch (fp32)", [parity_row(name, p) for name, p in summary["parity"].items()])
     print_table("latency", summary["benchmark"])
     for found in summary["searches"]:
@@ -257,5 +282,3 @@ def parity_row(encoder: str, parity: dict[str, Any]) -> dict[str, str]:
         "cosine min": f"{parity['cosine_min']:.7f}",
         "same top-10": "" if parity.get("top10_identical") is None else f"{100 * parity['top10_identical']:.0f} %",
     }
-
-

@@ -44,8 +44,8 @@ class ResidualBlock(nn.Module):
 class DAVEnet(nn.Module):
     """Log-mel spectrogram (B, 40, T) -> features (B, C, ceil(T / stride)), stride 64 for v2 and 16 for v1.
 
-    The network sees raw decibels: `batchnorm1` is part of every published checkpoint but was never applied, and applying
-    it would change every number.
+    The network sees raw decibels: `batchnorm1` is part of every published checkpoint but was never applied, and
+    applying it would change every number.
     """
 
     def __init__(self, config: AudioConfig) -> None:
@@ -103,8 +103,8 @@ def pool_mask(mask: Tensor, ratio: int) -> Tensor:
 def limit_tokens(x: Tensor, mask: Tensor, lengths: Tensor, limit: int, strategy: str) -> tuple[Tensor, Tensor]:
     """At most `limit` (M) audio tokens a clip, by the strategies of the positional models.
 
-    "clip" cuts. "nearest", "max_pool" and "avg_pool" squeeze the first `lengths` tokens of a clip into M where there are
-    more than M, and cut otherwise. The mask is cut in every case.
+    "clip" cuts. "nearest", "max_pool" and "avg_pool" squeeze the first `lengths` tokens of a clip into M where there
+    are more than M, and cut otherwise. The mask is cut in every case.
 
     Args:
         x: (B, N, C). mask: (B, N) bool. lengths: (B,) int, whole real tokens of each clip.

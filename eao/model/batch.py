@@ -29,7 +29,7 @@ def encoder_modalities(encoder: str) -> tuple[str, ...]:
 
 @dataclass
 class Batch:
-    """A batch of clips. Any modality may be None; one that is merely missing for some clips has an all-False mask there.
+    """A batch of clips. Any modality may be None; where some clips lack one, their mask is all False.
 
     Attributes:
         text: (B, N, D) float, word or token vectors, zero padded.

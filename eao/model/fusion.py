@@ -50,7 +50,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + Attn(LN(x)), then x + MLP(LN(x)); each residual branch is skipped with probability `drop_path` in training."""
+    """x + Attn(LN(x)), then x + MLP(LN(x)); each residual branch is skipped at rate `drop_path` in training."""
 
     def __init__(self, config: FusionConfig, drop_path: float) -> None:
         super().__init__()

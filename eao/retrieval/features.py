@@ -43,9 +43,13 @@ def read_folder(folder: Path, expected: FeaturesConfig, under: str = "") -> list
     """
     from eao.features.store import FeatureStore
 
-    records = FeatureStore(folder, expected).records
+    prefix = f"{under.strip('/')}/" if under else ""
+    records = {
+        clip: record for clip, record in FeatureStore(folder, expected).records.items() if clip.startswith(prefix)
+    }
     if not records:
-        raise DataError(f"{folder} holds no features", "write some: eao extract FOLDER --out FEATURES")
+        where = f" under {prefix}" if prefix else ""
+        raise DataError(f"{folder} holds no features{where}", "write some: eao extract FOLDER --out FEATURES")
     return [_entry(folder, clip, record) for clip, record in sorted(records.items())]
 
 

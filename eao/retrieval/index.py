@@ -165,9 +165,7 @@ class Index:
 
         return self._add([(str(path), partial(open_file, path)) for path in files], progress)
 
-    def add_features(
-        self, folder: str | Path, progress: ProgressCallback | None = None, under: str = ""
-    ) -> AddReport:
+    def add_features(self, folder: str | Path, progress: ProgressCallback | None = None, under: str = "") -> AddReport:
         """Index a folder written by `eao extract`, without decoding a video again.
 
         Args:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def plot_curves(records: Sequence[EpochRecord], path: str | Path, tasks: Sequence[str] = ("t2v", "t2va", "t2a")) -> bool:
+def plot_curves(
+    records: Sequence[EpochRecord], path: str | Path, tasks: Sequence[str] = ("t2v", "t2va", "t2a")
+) -> bool:
     """Draw loss and validation R@10 over epochs into a PNG.
 
     Returns:

@@ -50,11 +50,13 @@ class CombinatorialLoss:
         """The embeddings the loss needs."""
         return tuple(dict.fromkeys(encoder for term in self.weights for encoder in TERMS[term]))
 
-    def __call__(self, embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms.
 
         Args:
-            embeddings: encoder -> (B, E). A term whose embeddings are not all there is inactive, its weight not counted.
+            embeddings: encoder -> (B, E). Without both embeddings a term is inactive and its weight not counted.
             present: modality -> (B,) bool, from `model.nonempty`.
 
         Returns:

@@ -82,16 +82,26 @@ class Trainer:
         self.precision = choose_precision(config.trainer.precision, self.device)
         self.loss = CombinatorialLoss(config.loss)
         if config.data.train is None:
-            raise ConfigError("data.train is not set", "name a features folder and a caption file: data.train.features=...")
+            raise ConfigError(
+                "data.train is not set", "name a features folder and a caption file: data.train.features=..."
+            )
         if not resume and (self.out / "latest").exists():
-            raise CheckpointError(f"{self.out} already holds a run", "continue it with --resume, or choose another --out")
+            raise CheckpointError(
+                f"{self.out} already holds a run", "continue it with --resume, or choose another --out"
+            )
         if resume and not (self.out / "latest").exists():
             raise CheckpointError(f"{self.out} holds no run to resume", "start one without --resume")
         seed_everything(config.seed)
         self.text_encoder = build_text_encoder(config.data.text)
         self.train_data = FolderDataset(config.data.train, config.data)
         self.loader = make_loader(
-            self.train_data, self.text_encoder, config.data.batch_size, shuffle=True, seed=config.seed, drop_last=True, workers=config.data.workers,
+            self.train_data,
+            self.text_encoder,
+            config.data.batch_size,
+            shuffle=True,
+            seed=config.seed,
+            drop_last=True,
+            workers=config.data.workers,
         )
         self.validation = validation_loader(config, self.text_encoder)
         check_dimensions(config, self.train_data.video_dim, self.text_encoder.dim)
@@ -307,7 +317,10 @@ def validation_loader(config: Config, text_encoder: TextEncoder) -> FolderLoader
 
 def check_dimensions(config: Config, video_dim: int, text_dim: int) -> None:
     """Raise a ConfigError if the model does not fit the features it is to be trained on."""
-    for key, given, expected in (("video_dim", video_dim, config.model.video_dim), ("text_dim", text_dim, config.model.text_dim)):
+    for key, given, expected in (
+        ("video_dim", video_dim, config.model.video_dim),
+        ("text_dim", text_dim, config.model.text_dim),
+    ):
         if given != expected:
             raise ConfigError(
                 f"model.{key} is {expected}, but the features are {given} wide",

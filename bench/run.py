@@ -1,0 +1,98 @@
+"""Benchmarks as a command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from eao.bench.report import ENGINE, TORCH, BenchReport, bench_bundle, update_docs
+from eao.console import err, out, print_table
+from eao.embedder import Embedder, TorchBackend
+from eao.errors import ConfigError
+from eao.export.encoders import BATCH
+from eao.export.runtime import Bundle
+
+
+def run_benchmark(
+    engines: Embedder,
+    model: Embedder | None = None,
+    encoders: Sequence[str] | None = None,
+    batches: Sequence[int] = (1, 8),
+    seconds: float = 2.0,
+    output: str | Path | None = None,
+    docs: str | Path | None = None,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Measure a bundle at the sizes its model was trained on.
+
+    Args:
+        engines: a loaded bundle; its `data.video_tokens`, `data.audio_frames` and `data.text.max_words` are the sizes.
+        model: the checkpoint it was made from, to measure PyTorch in turns with the engines.
+        encoders: names; all by default.
+        batches: clips a call.
+        seconds: of each measurement.
+        output: JSON file for the full report.
+        docs: Markdown file whose latency tables are refreshed.
+
+    Returns:
+        the report as JSON values, with `rows` for a short table.
+    """
+    if not isinstance(engines.backend, Bundle):
+        raise ConfigError(f"{engines.source} is not a bundle of engines", "make one with eao export")
+    torch_model = None
+    if model is not None:
+        if not isinstance(model.backend, TorchBackend):
+            raise ConfigError(f"{model.source} is no checkpoint", "give the one the bundle was made from")
+        if model.model_hash != engines.model_hash:
+            raise ConfigError(
+                f"{engines.source} was made from other weights than {model.source}",
+                "compare an engine with its own model",
+            )
+        torch_model = model.backend.model
+    data = engines.config.data
+    if dry_run:
+        chosen = list(encoders or engines.encoders)
+        if not quiet:
+            out.print(f"would measure {', '.join(chosen)} at batches {list(batches)}, {seconds} s each")
+        return {"bundle": engines.source, "encoders": chosen, "batches": list(batches), "seconds": seconds}
+    status = err.status("measuring") if not quiet else nullcontext()
+    with status as shown:
+        report = bench_bundle(
+            torch_model,  # type: ignore[arg-type]
+            engines.backend,
+            list(encoders) if encoders else "all",
+            batches,
+            text_tokens=data.text.max_words,
+            video_tokens=data.video_tokens,
+            audio_frames=data.audio_frames,
+            seconds=seconds,
+            progress=shown.update if shown is not None else None,
+        )
+    if output is not None:
+        report.save(output)
+    if docs is not None:
+        update_docs(docs, report)
+    if not quiet:
+        print_table(f"latency, {report.threads} threads, {report.hardware.cpu}", short_rows(report))
+    return {**report.model_dump(mode="json"), "rows": short_rows(report)}
+
+
+def short_rows(report: BenchReport) -> list[dict[str, Any]]:
+    """Median milliseconds a call, one row for each encoder and batch size."""
+    rows = []
+    for entry in report.entries:
+        torch, engine = entry.latencies.get(TORCH), entry.latencies[ENGINE]
+        rows.append(
+            {
+                "encoder": entry.encoder,
+                "batch": entry.sizes[BATCH],
+                "torch ms": f"{torch.median_ms:.2f}" if torch is not None else "",
+                "onnxruntime ms": f"{engine.median_ms:.2f}",
+                "p99 ms": f"{engine.p99_ms:.2f}",
+                "speed-up": f"{entry.speedup:.2f}x" if entry.speedup is not None else "",
+            }
+        )
+    return rows
