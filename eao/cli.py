@@ -9,11 +9,11 @@ import errno
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from eao.console import err, out, print_json, print_table, progress, set_up_logging
+from eao.console import err, out, print_json, print_report, print_table, progress, set_up_logging
 from eao.errors import EaoError, ParityError
 
 app = typer.Typer(
@@ -144,7 +144,7 @@ def extract(
         report = extract_folder(
             inputs, output, settings.features, progress=callback, dry_run=dry_run, device=device or "cpu"
         )
-    _print_report("extraction", report, as_json)
+    print_report("extraction", report, as_json)
 
 
 @app.command()
@@ -195,12 +195,12 @@ def index(
     inputs, overrides = _split_overrides(arguments)
     if dry_run:
         files = find_videos(inputs)
-        _print_report("index", {"would index": len(files), "first": [str(f) for f in files[:5]]}, as_json)
+        print_report("index", {"would index": len(files)}, as_json)
         return
     embedder = load(model, device=device, overrides=overrides)
     with progress("indexing", not as_json) as callback:
         report = Index(output, embedder).add(inputs, progress=callback)
-    _print_report("index", report, as_json)
+    print_report("index", report, as_json)
 
 
 @app.command()
@@ -226,8 +226,8 @@ def search(
     from eao.api import load
     from eao.retrieval.index import Index
 
-    settings = {"device": device, "overrides": overrides or []}
-    opened = Index(index_path, load(model, **settings) if model is not None else None)
+    embedder = load(model, device=device, overrides=overrides or []) if model is not None else None
+    opened = Index(index_path, embedder)
     hits = opened.search(query or None, video=video, audio=audio, k=k, encoder=by)
     if as_json:
         print_json([asdict(hit) for hit in hits])
@@ -349,20 +349,6 @@ def _split_overrides(arguments: list[str]) -> tuple[list[Path], list[str]]:
     """Files and folders apart from key=value settings; a file whose name looks like a setting is a file."""
     overrides = [a for a in arguments if re.match(r"[a-z_0-9.]+=", a) and not Path(a).exists()]
     return [Path(a) for a in arguments if a not in overrides], overrides
-
-
-def _print_report(title: str, report: Any, as_json: bool) -> None:
-    from dataclasses import asdict, is_dataclass
-
-    values = asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
-    if as_json:
-        print_json(values)
-        return
-    for key, value in values.items():
-        shown = len(value) if isinstance(value, list) and key != "first" else value
-        out.print(f"{title}: {key} {shown}", highlight=False, soft_wrap=True)
-    for failure in values.get("failed") or []:
-        err.print(f"  [red]\\[x][/red] {failure}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -6,12 +6,15 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from eao.errors import MediaError
 
 ProgressCallback = Callable[[int, int, str], None]
 """Called with (done, total, name of the item)."""
@@ -33,7 +36,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def print_table(title: str, rows: list[Mapping[str, Any]]) -> None:
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print mappings with equal keys as a table; floats to one decimal."""
     from rich.table import Table
 
@@ -44,6 +47,27 @@ def print_table(title: str, rows: list[Mapping[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()))
     out.print(table)
+
+
+def print_report(title: str, report: Any, as_json: bool) -> None:
+    """Print the counts of a job in one line, and each file that failed.
+
+    Raises:
+        MediaError: if every file failed: then the command has failed too.
+    """
+    values = asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
+    failed = [f if isinstance(f, str) else f"{f['reason']}" for f in values.get("failed") or []]
+    if as_json:
+        print_json(values)
+    else:
+        counts = {key: len(value) if isinstance(value, list) else value for key, value in values.items()}
+        line = ", ".join(f"{key} {v:.1f}" if isinstance(v, float) else f"{key} {v}" for key, v in counts.items())
+        out.print(f"{title}: {line}", highlight=False, soft_wrap=True)
+        for failure in failed:
+            err.print(f"  [red]\\[x][/red] {failure}", highlight=False, soft_wrap=True)
+    done = ("extracted", "indexed", "skipped")
+    if failed and not any(values.get(key) for key in done):
+        raise MediaError(f"none of the {len(failed)} files could be read", "give complete video files")
 
 
 @contextlib.contextmanager

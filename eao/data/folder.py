@@ -91,7 +91,8 @@ def read_array(path: Path, stream: str) -> Array:
         *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError, MemoryError, OverflowError),
         *(zipfile.BadZipFile, zlib.error, struct.error),
     ) as error:
-        raise DataError(f"cannot read features from {path}: {str(error).splitlines()[0]}", hint) from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"cannot read features from {path}: {reason}", hint) from None
     wanted = f"({AUDIO_BANDS}, frames)" if stream == "audio" else "(rows, width)"
     if array.ndim != 2 or array.dtype.kind != "f" or (stream == "audio" and len(array) != AUDIO_BANDS):
         raise DataError(f"{path}: {key!r} is {array.dtype}{array.shape}, not a float array {wanted}", hint)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from eao.model import Batch
 
@@ -19,18 +18,18 @@ def augment(batch: Batch, noise: float, token_dropout: float) -> Batch:
         token_dropout: probability of masking a real token of text, video (each token) or audio. One real token of a
             modality that has any is always kept.
     """
-    changes: dict[str, Tensor] = {}
+    batch = replace(batch)
     if noise:
         for modality in ("text", "video"):
             x = getattr(batch, modality)
             if x is not None:
                 scale = x.square().mean(-1, keepdim=True).sqrt() * noise
-                changes[modality] = x + scale * torch.randn_like(x)
+                setattr(batch, modality, x + scale * torch.randn_like(x))
     if token_dropout:
         for modality in ("text", "video"):
             mask = getattr(batch, f"{modality}_mask")
             if mask is not None:
                 score = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1.0)
                 best = score == score.amax(1, keepdim=True)
-                changes[f"{modality}_mask"] = mask & ((score >= token_dropout) | best)
-    return replace(batch, **changes) if changes else batch
+                setattr(batch, f"{modality}_mask", mask & ((score >= token_dropout) | best))
+    return batch

@@ -244,7 +244,7 @@ class Trainer:
         )
 
     def _save_state(self, path: Path) -> None:
-        numpy_state = np.random.get_state(legacy=True)
+        numpy_state: Any = np.random.get_state(legacy=True)
         python_state = random.getstate()
         state = {
             "epoch": self.epoch,
