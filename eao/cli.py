@@ -354,14 +354,17 @@ def _split_overrides(arguments: list[str]) -> tuple[list[Path], list[str]]:
 def main() -> None:
     """Run the command line; errors the user can mend become one message and exit code 2."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        if code == 130:  # typer's word for Ctrl-C; older versions raise Abort
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except ParityError as error:
         _fail(f"[x] {error}", 1)
     except EaoError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing is half-written, and the same command continues")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
