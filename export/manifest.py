@@ -1,0 +1,197 @@
+"""The manifest of a bundle: what each engine is, where it came from, and what it may be fed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+
+from eao.errors import ExportError
+from eao.export.encoders import Axis, InputSpec
+from eao.files import sha256, write_text
+
+FORMAT = 1
+"""Version of the manifest's layout; a reader refuses others."""
+MANIFEST_FILE = "manifest.json"
+CONFIG_FILE = "config.yaml"
+
+
+def _plain_name(name: str) -> str:
+    """Names come from a file that may have been tampered with, and must not lead out of the bundle."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"{name!r} is no plain file name")
+    return name
+
+
+FileName = Annotated[str, pydantic.AfterValidator(_plain_name)]
+Digest = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+class Record(pydantic.BaseModel):
+    """Base of the manifest's parts."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class FileEntry(Record):
+    """A file of the bundle."""
+
+    file: FileName
+    size: pydantic.NonNegativeInt
+    sha256: Digest
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        return cls(file=path.name, size=path.stat().st_size, sha256=sha256(path))
+
+
+class AxisEntry(Record):
+    """A size that may vary: at least `minimum`, a multiple of `multiple`."""
+
+    minimum: pydantic.PositiveInt
+    multiple: pydantic.PositiveInt
+
+
+class InputEntry(Record):
+    """An input: a field of `eao.Batch`. A shape holds numbers, and names of axes that may vary."""
+
+    name: str
+    dtype: Literal["float32", "bool", "int64"]
+    shape: tuple[pydantic.PositiveInt | str, ...]
+
+
+class ParitySummary(Record):
+    """The worst figures of an engine against the PyTorch model; the bundle's parity.json has them all."""
+
+    passed: bool
+    max_abs: float
+    cosine_min: float
+    batch_invariance: float
+    top10_identical: float | None = None
+
+
+class EncoderEntry(Record):
+    """One engine."""
+
+    graph: FileEntry
+    external: tuple[FileEntry, ...] = ()
+    precision: Literal["fp32"] = "fp32"
+    engine: Literal["onnxruntime"] = "onnxruntime"
+    opset: int
+    inputs: tuple[InputEntry, ...]
+    output: str
+    parity: ParitySummary | None = None
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The graph and the files beside it."""
+        return (self.graph, *self.external)
+
+
+class Manifest(Record):
+    """The manifest of a bundle.
+
+    Attributes:
+        format: version of this layout.
+        model_sha256: of the PyTorch weights the engines were made from, as `eao.embedder.hash_weights`.
+        source: the checkpoint, as the user named it; a note, never opened.
+        embedding_dim: E.
+        config: config.yaml.
+        axes: by name, the limits of the sizes that may vary.
+        encoders: by name, the engines.
+        versions: of the packages that made the bundle.
+    """
+
+    format: Literal[1] = 1
+    model_sha256: Digest
+    source: str
+    embedding_dim: pydantic.PositiveInt
+    config: FileEntry
+    axes: dict[str, AxisEntry]
+    encoders: dict[str, EncoderEntry]
+    versions: dict[str, str]
+
+    @pydantic.model_validator(mode="after")
+    def _axes_known(self) -> Manifest:
+        for encoder, entry in self.encoders.items():
+            for axis in (a for i in entry.inputs for a in i.shape if isinstance(a, str)):
+                if axis not in self.axes:
+                    raise ValueError(f"encoder {encoder} has an input with the unknown axis {axis!r}")
+        return self
+
+    def specs(self, encoder: str) -> tuple[InputSpec, ...]:
+        """The inputs of an encoder with their varying axes."""
+        found = {name: Axis(name, a.minimum, a.multiple) for name, a in self.axes.items()}
+        return tuple(
+            InputSpec(i.name, i.dtype, tuple(found[a] if isinstance(a, str) else a for a in i.shape))
+            for i in self.encoders[encoder].inputs
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write manifest.json into a bundle's folder."""
+        write_text(folder / MANIFEST_FILE, self.model_dump_json(indent=2) + "\n")
+
+
+def load_manifest(folder: str | Path) -> Manifest:
+    """Read the manifest of a bundle and check that its files are there with the right sizes.
+
+    Raises:
+        ExportError: no bundle, a damaged manifest, another format, or a file missing or cut short.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        failed = " (it holds the evidence of a failed export)" if (folder / "parity.json").exists() else ""
+        raise ExportError(f"{folder} is no bundle: it has no {MANIFEST_FILE}{failed}", "make one: eao export") from None
+    except ValueError as error:
+        raise ExportError(f"{path} is damaged: {error}", "export the bundle again") from None
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise ExportError(
+            f"{path} has format {found!r}; this version of eao reads {FORMAT}",
+            "export the bundle again, or install the version of eao that made it",
+        )
+    try:
+        manifest = Manifest.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ExportError(f"{path} is damaged: {where}: {first['msg']}", "export the bundle again") from None
+    entries = [manifest.config, *(file for entry in manifest.encoders.values() for file in entry.files)]
+    for entry in entries:
+        check_file(folder, entry, content=False)
+    return manifest
+
+
+def check_file(folder: Path, entry: FileEntry, content: bool = True) -> None:
+    """Check the size of a bundle's file and, with `content`, its hash.
+
+    Raises:
+        ExportError: it is missing, or not what the manifest describes.
+    """
+    path = folder / entry.file
+    if not path.is_file():
+        raise ExportError(f"the bundle {folder} lacks {entry.file}", "copy the bundle whole, or export it again")
+    if path.stat().st_size != entry.size:
+        raise ExportError(
+            f"{path} has {path.stat().st_size} bytes, but the manifest says {entry.size}",
+            "it was cut short or changed: copy the bundle again",
+        )
+    if content and sha256(path) != entry.sha256:
+        raise ExportError(f"{path} was changed since the export: its SHA-256 differs", "copy the bundle again")
+
+
+def versions(packages: tuple[str, ...] = ("eao", "torch", "onnx", "onnxruntime", "onnxruntime-gpu")) -> dict[str, str]:
+    """The installed versions of packages; those that are not installed are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

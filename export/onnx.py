@@ -1,0 +1,262 @@
+"""An encoder as an ONNX graph: traced, checked, and proved to run at other sizes than it was traced with."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eao.errors import ExportError, missing_dependency
+from eao.export.encoders import (
+    BATCH,
+    Axis,
+    EncoderModule,
+    InputSpec,
+    Model,
+    axes,
+    example_inputs,
+    input_specs,
+    traced_sizes,
+)
+from eao.export.session import open_session
+from eao.files import atomic_path
+
+OUTPUT = "output"
+"""The name of the only output. "embedding" is avoided: it once gave an invalid graph."""
+OPSET = 18
+EMBED_LIMIT = 1_900_000_000
+"""Bytes of weights above which they go to a file beside the graph: protobuf ends at 2 GB, and the graph needs room."""
+_COARSE = 1e-3
+"""Largest difference of any output allowed here. Far above rounding and far below what a wrong shape gives; the fine
+comparison is that of `eao.export.parity`."""
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """What was written: the graph, and the file with its weights if they did not fit into it."""
+
+    path: Path
+    external: Path | None
+    opset: int
+    inputs: tuple[InputSpec, ...]
+
+
+def export_onnx(
+    model: Model,
+    encoder: str,
+    path: str | Path,
+    opset: int = OPSET,
+    external_data: bool | None = None,
+    threads: int | None = None,
+) -> ExportedGraph:
+    """Write one encoder as ONNX, with dynamic batch and token axes, after running it at other sizes.
+
+    Args:
+        model: in any mode; traced in eval mode and left as it was.
+        encoder: a name of `exportable_encoders(model)`.
+        path: the .onnx file. It appears only once the graph has passed every check.
+        opset: of the standard ONNX operators; 18 runs everywhere.
+        external_data: weights in `<path>.data`; by default only when the graph would exceed 2 GB.
+        threads: of the trial runs.
+
+    Raises:
+        ExportError: no such encoder, tracing failed, the graph is invalid, or a dimension froze.
+    """
+    path = Path(path)
+    specs = input_specs(model, encoder)
+    training = model.training
+    model.eval()
+    try:
+        program = _trace(model, encoder, specs, opset)
+        initializers = program.model.graph.initializers.values()
+        if external_data is None:
+            external_data = sum(v.const_value.nbytes for v in initializers if v.const_value is not None) > EMBED_LIMIT
+        # A folder, since weights beside a graph are found by their name, which a renamed file would lose.
+        with atomic_path(path.with_name(f"{path.name}.export")) as folder:
+            folder.mkdir()
+            draft = folder / path.name
+            with _quiet():
+                program.save(str(draft), external_data=external_data)
+            _check(draft, encoder)
+            verify_dynamic(model, encoder, draft, threads)
+            data = folder / f"{path.name}.data"
+            has_data = data.exists()
+            if has_data:
+                os.replace(data, path.with_name(data.name))
+            os.replace(draft, path)
+        path.with_name(f"{path.name}.export").rmdir()
+    finally:
+        model.train(training)
+    return ExportedGraph(path, path.with_name(data.name) if has_data else None, opset, specs)
+
+
+def verify_dynamic(model: Model, encoder: str, path: str | Path, threads: int | None = None) -> None:
+    """Run a graph at sizes it was not traced with and compare with the model.
+
+    Raises:
+        ExportError: an axis that should vary is fixed in the graph, or the graph fails or differs at another size.
+    """
+    session = open_session(path, threads=threads)
+    for given, spec in zip(session.get_inputs(), input_specs(model, encoder), strict=True):
+        if given.name != spec.name:
+            raise ExportError(f"encoder {encoder}: the graph's input {given.name!r} should be {spec.name!r}")
+        for axis, size in zip(spec.shape, given.shape, strict=True):
+            if isinstance(axis, Axis) and not isinstance(size, str):
+                raise _frozen(encoder, axis.name, f"the input {spec.name} has the fixed size {size} there")
+    module = EncoderModule(model, encoder)
+    traced = traced_sizes(model, encoder)
+    for sizes in _trial_sizes(axes(model, encoder), traced):
+        changed = ", ".join(f"{name} {size}" for name, size in sizes.items() if size != traced[name])
+        tensors = example_inputs(model, encoder, sizes, seed=1)
+        with torch.inference_mode():
+            expected = module(*tensors).numpy()
+        feeds = {spec.name: x.numpy() for spec, x in zip(input_specs(model, encoder), tensors, strict=True)}
+        try:
+            found = session.run([OUTPUT], feeds)[0]
+        except Exception as error:  # onnxruntime raises several classes of its own, none of them public
+            raise _frozen(encoder, changed, " ".join(str(error).split())[:300]) from None
+        if found.shape != expected.shape:
+            raise _frozen(encoder, changed, f"output {found.shape} instead of {expected.shape}")
+        difference = float(np.abs(found - expected).max())
+        if not difference < _COARSE:
+            raise _frozen(encoder, changed, f"outputs differ by {difference:.2g}")
+
+
+def _trial_sizes(dynamic: Mapping[str, Axis], traced: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """The traced sizes, then each axis alone at another size, then all at their smallest and all larger."""
+    yield dict(traced)
+    for name, axis in dynamic.items():
+        yield {**traced, name: traced[name] + 2 * axis.multiple + (axis.multiple if name != BATCH else -axis.multiple)}
+    yield {name: axis.minimum for name, axis in dynamic.items()}
+    yield {name: traced[name] + 4 * axis.multiple for name, axis in dynamic.items()}
+
+
+def _frozen(encoder: str, where: str, detail: str) -> ExportError:
+    return ExportError(
+        f"encoder {encoder}: the graph does not work at other sizes ({where}): {detail}",
+        "a dimension froze while tracing; nothing was written. Please report it with the model's configuration",
+    )
+
+
+def _trace(model: Model, encoder: str, specs: tuple[InputSpec, ...], opset: int) -> Any:
+    try:
+        import onnxscript  # noqa: F401  torch's exporter needs it, and says so only deep inside
+    except ImportError:
+        raise missing_dependency("onnxscript", "cpu", "ONNX export") from None
+    dims = {name: _dim(axis) for name, axis in axes(model, encoder).items()}
+    shapes = tuple(
+        {i: dims[axis.name] for i, axis in enumerate(spec.shape) if isinstance(axis, Axis)} for spec in specs
+    )
+    module = EncoderModule(model, encoder)
+    tensors = example_inputs(model, encoder)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                _capture(module, tensors, shapes),
+                tensors,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[spec.name for spec in specs],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps anything at all; the first line carries the cause
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ExportError(f"encoder {encoder} cannot be traced at opset {opset}: {first}") from error
+    assert program is not None
+    _name_axes(program.model.graph, specs)
+    _strip_notes(program.model)
+    return program
+
+
+def _capture(module: nn.Module, tensors: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...]) -> Any:
+    """The program of a module. `len(tensor)` fixes a size unless the source code itself is analysed (`strict`), which
+    takes longer: only where the quick way refuses."""
+
+    def capture(strict: bool) -> Any:
+        # Deferred: guards of the kind "no more than one token is left after the first" become checks at run time,
+        # which the graph leaves out, instead of a refusal (they are false alarms: sizes of one are tried below).
+        return torch.export.export(
+            module, tensors, dynamic_shapes=(shapes,), strict=strict, prefer_deferred_runtime_asserts_over_guards=True
+        )
+
+    try:
+        return capture(strict=False)
+    except Exception:  # torch._dynamo.exc.UserError and others, none of them public
+        return capture(strict=True)
+
+
+def _dim(axis: Axis) -> Any:
+    if axis.multiple == 1:
+        return torch.export.Dim(axis.name)
+    # At the cap itself pooling is the identity, but the tracer would take it for a branch of its own.
+    least = 1 if axis.minimum == axis.multiple else axis.minimum // axis.multiple + 1
+    return axis.multiple * torch.export.Dim(f"{axis.name}_{axis.multiple}", min=least)
+
+
+def _name_axes(graph: Any, specs: tuple[InputSpec, ...]) -> None:
+    """Give the axes the names of the manifest, in place of the tracer's symbols (s19 ...), in the whole graph."""
+    names: dict[str, str] = {}
+    for value, spec in zip(graph.inputs, specs, strict=True):
+        for size, axis in zip(value.shape, spec.shape, strict=True):
+            if isinstance(axis, Axis) and not isinstance(size, int):
+                names[str(size.value)] = axis.name
+    values = [*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)]
+    for value in values:
+        if value.shape is None:
+            continue
+        for i, size in enumerate(value.shape):
+            if not isinstance(size, int) and str(size.value) in names:
+                value.shape[i] = names[str(size.value)]
+
+
+def _strip_notes(model: Any) -> None:
+    """Leave out the stack traces the exporter attaches to every node: they hold paths of this machine."""
+    for function in (model.graph, *model.functions.values()):
+        function.metadata_props.clear()
+        for node in function:
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _check(path: Path, encoder: str) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # checker and shape inference raise different classes by version
+        raise ExportError(f"encoder {encoder}: the ONNX checker refuses the graph: {error}") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter: it prints progress, and warns of packages that this project does not use."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    disabled = registration.disabled
+    try:
+        registration.disabled = True
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        registration.disabled = disabled
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

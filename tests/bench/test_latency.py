@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from eao.bench.latency import Latency, compare, foreign_load, measure, peak_memory
+
+
+def test_percentiles_and_throughput_of_known_times() -> None:
+    latency = Latency.of([i / 1000 for i in range(1, 101)], items=4)
+    assert (latency.runs, latency.min_ms, latency.mean_ms, latency.median_ms) == (100, 1.0, 50.5, 50.5)
+    assert latency.p90_ms == pytest.approx(90.1)
+    assert latency.p99_ms == pytest.approx(99.01)
+    assert latency.throughput == pytest.approx(4 / 0.0505)
+
+
+def test_no_runs_are_no_latency() -> None:
+    with pytest.raises(ValueError, match="no runs"):
+        Latency.of([])
+
+
+def test_runs_are_bounded_by_count_and_by_time() -> None:
+    assert measure(lambda: None, warmup_seconds=0, max_runs=7).runs == 7
+    start = time.perf_counter()
+    latency = measure(lambda: time.sleep(0.01), warmup_seconds=0, max_seconds=0.1, max_runs=10_000)
+    assert 1 <= latency.runs <= 10
+    assert time.perf_counter() - start < 5
+    assert latency.min_ms >= 10
+
+
+def test_a_call_longer_than_the_time_is_measured_once() -> None:
+    assert measure(lambda: time.sleep(0.02), warmup_seconds=0, max_seconds=0).runs == 1
+
+
+def test_a_comparison_finds_the_ratio_of_two_sleeps() -> None:
+    functions = {"slow": lambda: time.sleep(0.008), "fast": lambda: time.sleep(0.002)}
+    found = compare(functions, warmup_seconds=0, max_seconds=0.3, rounds=6, items=2)
+    assert found.speedups["slow"] == 1
+    assert 2 < found.speedups["fast"] < 5  # four, less what a busy scheduler adds to the shorter sleep
+    assert found.latencies["fast"].throughput < 2 / 0.002
+    assert found.noise["slow"] == 0
+
+
+def test_every_function_runs_in_every_round() -> None:
+    calls: list[str] = []
+    compare({n: (lambda n=n: calls.append(n)) for n in "ab"}, warmup_seconds=0, max_seconds=0, rounds=3)
+    assert calls.count("a") == calls.count("b") == 1 + 3 * 2  # a warm-up, then an uncounted and a counted call a round
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing to compare"):
+        compare({})
+
+
+def test_peak_memory_sees_a_block_that_is_already_gone() -> None:
+    with peak_memory() as memory:
+        block = np.ones(8_000_000)  # 64 MB
+        del block
+    assert 60e6 < memory.growth < 200e6
+    with peak_memory() as later:
+        pass
+    assert later.growth < 30e6  # an earlier peak is not counted again
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/stat")
+def test_a_busy_neighbour_is_noticed_and_own_work_is_not_taken_for_one() -> None:
+    def work(seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+
+    with foreign_load() as before:
+        time.sleep(0.5)
+    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        with foreign_load() as during:
+            work(1.0)
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+    assert during.cores is not None
+    assert before.cores is not None
+    assert during.cores > 0.3  # the neighbour had a core, or on a full machine its share of one

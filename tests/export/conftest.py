@@ -1,0 +1,105 @@
+"""Small models of several variants, and exports shared by all tests: each export takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eao.config import Config, ModelConfig
+from eao.export.bundle import WrittenBundle, write_bundle
+from eao.export.encoders import Model
+from eao.model import Batch, build_model
+
+BASE: dict[str, Any] = {
+    "text_dim": 12,
+    "video_dim": 10,
+    "embedding_dim": 8,
+    "fusion": {"embed_dim": 16, "num_heads": 2},
+    "audio": {"version": "v1", "channels": (4, 4, 4), "blocks": (1, 1)},  # stride 4
+}
+V1 = {"version": "v1", "channels": (4, 4, 4, 4, 4), "blocks": (1, 1, 1, 1)}
+POSITIONAL = {
+    "audio": V1,
+    "use_positional_emb": True,
+    "text_max_tokens": 6,
+    "video_max_tokens": 4,
+    "audio_max_frames": 64,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "cls": {
+        "fusion": {"embed_dim": 16, "num_heads": 2, "use_cls_token": True},
+        "individual_projections": False,
+    },
+    "positional": POSITIONAL,
+    "nearest": {**POSITIONAL, "audio_pooling": "nearest"},
+    "max_pool": {**POSITIONAL, "audio_pooling": "max_pool"},
+    "clip": {**POSITIONAL, "audio_pooling": "clip"},
+    "per-modality": {"architecture": "per-modality"},
+    "text-video": {"architecture": "text-video"},
+    "depth0-minimal": {
+        "fusion": {"embed_dim": 16, "num_heads": 2, "depth": 0},
+        "token_projection": "minimal",
+        "output_projection": "minimal",
+    },
+    "davenet-v2": {"audio": {"version": "v2", "channels": (4,) * 7, "blocks": (1,) * 6}},
+    "avlnet": {"architecture": "avlnet"},
+}
+
+
+def small_config(variant: str) -> Config:
+    return Config(model=ModelConfig(**{**BASE, **VARIANTS[variant]}))
+
+
+def small_model(variant: str) -> Model:
+    """Weights larger than at initialisation, and BatchNorm statistics off zero, so that no part is the identity."""
+    torch.manual_seed(7)
+    model = build_model(small_config(variant).model).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2)
+            elif tensor.is_floating_point():
+                tensor.add_(torch.randn_like(tensor) * 0.1)
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[[str], Model]:
+    return small_model
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[[str], Config]:
+    return small_config
+
+
+@pytest.fixture(scope="session")
+def clips() -> list[Batch]:
+    """Twelve clips of three modalities, in batches of 5 and 7."""
+    generator = torch.Generator().manual_seed(3)
+
+    def batch(size: int) -> Batch:
+        return Batch(
+            text=torch.randn(size, 5, 12, generator=generator),
+            text_mask=torch.ones(size, 5, dtype=torch.bool),
+            video=torch.randn(size, 3, 10, generator=generator),
+            video_mask=torch.ones(size, 3, dtype=torch.bool),
+            audio=torch.randn(size, 40, 16, generator=generator),
+            audio_mask=torch.ones(size, 16, dtype=torch.bool),
+        )
+
+    return [batch(5), batch(7)]
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory, clips: list[Batch]) -> WrittenBundle:
+    """A bundle of three encoders of the plain model. Tests that change it copy it first."""
+    out: Path = tmp_path_factory.mktemp("bundles") / "plain"
+    return write_bundle(
+        small_model("plain"), out, small_config("plain"), "text,video,video-audio", batches=clips, threads=1
+    )

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eao.embedder import hash_weights
+from eao.errors import ExportError
+from eao.export.bundle import WrittenBundle
+from eao.export.encoders import Model, input_specs
+from eao.export.manifest import load_manifest
+
+
+@pytest.fixture
+def folder(written: WrittenBundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written.path, tmp_path / "copy"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_a_manifest_describes_the_model_and_its_inputs(
+    written: WrittenBundle, make_model: Callable[[str], Model]
+) -> None:
+    manifest, model = load_manifest(written.path), make_model("plain")
+    assert manifest == written.manifest
+    assert manifest.model_sha256 == hash_weights(model)
+    assert manifest.embedding_dim == 8
+    assert {"eao", "torch", "onnx", "onnxruntime"} <= set(manifest.versions)
+    for encoder, entry in manifest.encoders.items():
+        assert manifest.specs(encoder) == input_specs(model, encoder)
+        assert entry.parity is not None
+        assert entry.parity.passed
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="is no bundle"):
+        load_manifest(tmp_path)
+
+
+def test_broken_json_is_damage(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ExportError, match="damaged"):
+        load_manifest(folder)
+
+
+@pytest.mark.parametrize("value", [2, "1", None])
+def test_another_format_is_refused_by_name(folder: Path, value: object) -> None:
+    edit(folder, lambda m: m.update(format=value))
+    with pytest.raises(ExportError, match=r"has format .*reads 1"):
+        load_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["../text.onnx", "/etc/passwd", "a\\b", "..", ""])
+def test_names_cannot_lead_out_of_the_bundle(folder: Path, name: str) -> None:
+    edit(folder, lambda m: m["encoders"]["text"]["graph"].update(file=name))
+    with pytest.raises(ExportError, match=r"encoders\.text\.graph\.file"):
+        load_manifest(folder)
+
+
+def test_an_unknown_axis_is_damage(folder: Path) -> None:
+    edit(folder, lambda m: m["axes"].pop("text_tokens"))
+    with pytest.raises(ExportError, match="unknown axis 'text_tokens'"):
+        load_manifest(folder)
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / "video.onnx").unlink()
+    with pytest.raises(ExportError, match=r"lacks video\.onnx"):
+        load_manifest(folder)
+
+
+def test_a_truncated_file_is_named(folder: Path) -> None:
+    path = folder / "video.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ExportError, match=r"video\.onnx has \d+ bytes"):
+        load_manifest(folder)
