@@ -11,8 +11,10 @@ from eao.bench.report import ENGINE, TORCH, BenchReport, bench_bundle, update_do
 from eao.console import err, out, print_table
 from eao.embedder import Embedder, TorchBackend
 from eao.errors import ConfigError
+from eao.export.bundle import PARITY_MARKDOWN
 from eao.export.encoders import BATCH
 from eao.export.runtime import Bundle
+from eao.files import write_text
 
 
 def run_benchmark(
@@ -35,7 +37,7 @@ def run_benchmark(
         batches: clips a call.
         seconds: of each measurement.
         output: JSON file for the full report.
-        docs: Markdown file whose latency tables are refreshed.
+        docs: folder whose `performance.md` gets these latency tables, and `parity.md` the parity report of the bundle.
 
     Returns:
         the report as JSON values, with `rows` for a short table.
@@ -74,7 +76,8 @@ def run_benchmark(
     if output is not None:
         report.save(output)
     if docs is not None:
-        update_docs(docs, report)
+        update_docs(Path(docs) / "performance.md", report)
+        write_text(Path(docs) / PARITY_MARKDOWN, (Path(engines.source) / PARITY_MARKDOWN).read_text(encoding="utf-8"))
     if not quiet:
         print_table(f"latency, {report.threads} threads, {report.hardware.cpu}", short_rows(report))
     return {**report.model_dump(mode="json"), "rows": short_rows(report)}

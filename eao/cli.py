@@ -289,7 +289,7 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; default 1 and 8.")] = None,
     seconds: Annotated[float, typer.Option(help="Time per measurement.")] = 2.0,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report as JSON here.")] = None,
-    docs: Annotated[Path | None, typer.Option(help="Refresh the table in this Markdown file.")] = None,
+    docs: Annotated[Path | None, typer.Option(help="Refresh performance.md and parity.md in this folder.")] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
