@@ -78,7 +78,8 @@ def fetch_stamps(cache: Path, stamps: Path | None = None, progress: Progress | N
     """
     if stamps is not None:
         return _validated(Path(stamps))
-    unpacked = Path(cache) / PACKAGE
+    cache = Path(cache).absolute()  # the tools below run in folders of their own
+    unpacked = cache / PACKAGE
     for folder in (INSTALLED, unpacked / _INSIDE_PACKAGE):
         if _holds_stamps(folder):
             return folder
@@ -87,7 +88,7 @@ def fetch_stamps(cache: Path, stamps: Path | None = None, progress: Progress | N
             raise MissingDependencyError(
                 f"the Tux Paint stamps are not installed, and there is no {tool} to fetch them", _HINT
             )
-    download = Path(cache) / "download"
+    download = cache / "download"
     download.mkdir(parents=True, exist_ok=True)
     package = _download(download, progress or (lambda done, total, name: None))
     # The folder appears under its name only when it is complete, so an interrupted unpacking is done again.
