@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -31,19 +30,6 @@ def describe_hardware() -> Hardware:
         system=f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
         load_average=round(os.getloadavg()[0], 2),
     )
-
-
-def package_versions(
-    packages: tuple[str, ...] = ("eao", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy"),
-) -> dict[str, str]:
-    """The installed versions of packages; those that are not installed are left out."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _cpu_model() -> str:

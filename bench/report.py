@@ -11,7 +11,7 @@ import numpy as np
 import pydantic
 import torch
 
-from eao.bench.hardware import Hardware, describe_hardware, package_versions
+from eao.bench.hardware import Hardware, describe_hardware
 from eao.bench.latency import Function, Latency, compare, foreign_load, peak_memory
 from eao.errors import ConfigError
 from eao.export.bundle import choose_encoders
@@ -26,6 +26,7 @@ from eao.export.encoders import (
     Model,
     concrete_shape,
 )
+from eao.export.manifest import versions
 from eao.export.runtime import Bundle
 from eao.files import write_text
 
@@ -183,7 +184,7 @@ def bench_bundle(
         bundle=str(bundle.path),
         threads=threads,
         hardware=hardware,
-        versions=package_versions(),
+        versions=versions(),
         model_mb=weights,
         entries=entries,
         memory=memory,

@@ -186,10 +186,10 @@ def check_file(folder: Path, entry: FileEntry, content: bool = True) -> None:
         raise ExportError(f"{path} was changed since the export: its SHA-256 differs", "copy the bundle again")
 
 
-def versions(packages: tuple[str, ...] = ("eao", "torch", "onnx", "onnxruntime", "onnxruntime-gpu")) -> dict[str, str]:
-    """The installed versions of packages; those that are not installed are left out."""
+def versions() -> dict[str, str]:
+    """The installed versions of what an engine's figures depend on; packages that are not installed are left out."""
     found = {}
-    for package in packages:
+    for package in ("eao", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
