@@ -19,7 +19,7 @@ BASE: dict[str, Any] = {
     "video_dim": 10,
     "embedding_dim": 8,
     "fusion": {"embed_dim": 16, "num_heads": 2},
-    "audio": {"version": "v1", "channels": (4, 4, 4), "blocks": (1, 1)},  # stride 4
+    "audio": {"version": "v1", "channels": (4, 4), "blocks": (1,)},  # stride 2: every stage costs tracing time
 }
 V1 = {"version": "v1", "channels": (4, 4, 4, 4, 4), "blocks": (1, 1, 1, 1)}
 POSITIONAL = {
@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "max_pool": {**POSITIONAL, "audio_pooling": "max_pool"},
     "clip": {**POSITIONAL, "audio_pooling": "clip"},
     "per-modality": {"architecture": "per-modality"},
-    "text-video": {"architecture": "text-video"},
+    "text-video": {"architecture": "text-video", "fusion": {"embed_dim": 16, "num_heads": 2, "depth": 0}},
     "depth0-minimal": {
         "fusion": {"embed_dim": 16, "num_heads": 2, "depth": 0},
         "token_projection": "minimal",

@@ -49,11 +49,9 @@ def test_cases_cover_batches_lengths_and_missing_modalities(make_model: MakeMode
         empty = [c.batch for c in cases if c.name.endswith(f"no {modality}")]
         assert {len(batch) for batch in empty} == {1, 3, 8}
         assert all(not getattr(batch, f"{modality}_mask")[0].any() for batch in empty)
-    holes = next(
-        c.batch for c in cases if c.name == "batch 8, short, holes" or ("batch 8" in c.name and "holes" in c.name)
-    )
-    assert holes.video_mask is not None
-    assert holes.video_mask.shape == holes.video.shape[:2]  # type: ignore[union-attr]
+    holes = [c.batch.video_mask for c in cases if c.name.startswith("batch 8") and c.name.endswith("holes")]
+    steps = [mask.int().diff(dim=1) for mask in holes if mask is not None]
+    assert any((step > 0).any() for step in steps)  # a real token after padding
 
 
 def test_ties_within_rounding_are_no_difference_and_real_swaps_are() -> None:

@@ -83,8 +83,8 @@ def test_a_missing_modality_is_named(bundle: Bundle, clips: list[Batch]) -> None
         ({"video_mask": torch.ones(2, 3)}, "float32, but masks are bool"),
         ({"video_mask": torch.ones(2, 4, dtype=torch.bool)}, "4 video_tokens, but Batch.video has 3"),
         ({"video_mask": torch.ones(1, 3, dtype=torch.bool)}, "1 batch, but Batch.video has 2"),
-        ({"audio": torch.zeros(2, 40, 6)}, "6 spectrogram_frames.*multiple of 4"),
-        ({"audio": torch.zeros(2, 40, 0)}, "at least 4"),
+        ({"audio": torch.zeros(2, 40, 7)}, "7 spectrogram_frames.*multiple of 2"),
+        ({"audio": torch.zeros(2, 40, 0)}, "at least 2"),
         ({"audio": torch.zeros(2, 39, 8)}, "40"),
     ],
 )
