@@ -5,7 +5,8 @@ import json
 import pytest
 
 from eao.api import load
-from eao.bench.run import run_benchmark
+from eao.bench.report import bench_bundle
+from eao.bench.run import run_benchmark, short_rows
 from eao.errors import ConfigError, ExportError
 from eao.export.run import export_bundle
 from eao.training.run import run_training
@@ -51,3 +52,14 @@ def test_a_dry_run_names_the_encoders_and_writes_nothing(run, tmp_path):
 def test_what_cannot_be_exported_is_said_at_once(run, tmp_path, choice):
     with pytest.raises(ExportError, match="trt|int8|smell"):
         export_bundle(load(run), tmp_path / "bundle", **choice)
+
+
+def test_a_ratio_measured_beside_other_work_is_not_shown(run, tmp_path):
+    bundle = tmp_path / "bundle"
+    export_bundle(load(run), bundle, encoders=["text"], quiet=True)
+    report = bench_bundle(load(run).backend.model, bundle, ["text"], [1], seconds=0.05)
+    busy = report.entries[0].model_copy(update={"foreign_cores": 1.5})
+    idle = report.entries[0].model_copy(update={"foreign_cores": 0.0})
+    rows = short_rows(report.model_copy(update={"entries": [busy, idle]}))
+    assert rows[0]["speed-up"] == "busy machine"
+    assert rows[1]["speed-up"] == f"{report.entries[0].speedup:.2f}x"
