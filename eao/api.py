@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from eao.config import Config, load_config, override_config
+from eao.config import Config, load_config, override_trained
 from eao.embedder import Embedder, TorchBackend
 from eao.errors import CheckpointError, ConfigError
 
@@ -37,11 +37,11 @@ def load(path: str | Path, device: str | None = None, overrides: Iterable[str] =
         from eao.export.runtime import Bundle
 
         bundle = Bundle(path, device="cpu" if given is None else given)
-        return Embedder(bundle, path, _changed(bundle.config, overrides, path), device)
+        return Embedder(bundle, path, override_trained(bundle.config, overrides, str(path)), device)
     from eao.checkpoint import load_checkpoint
 
     model, config = load_checkpoint(path)
-    return Embedder(TorchBackend(model, config, device), path, _changed(config, overrides, path), device)
+    return Embedder(TorchBackend(model, config, device), path, override_trained(config, overrides, str(path)), device)
 
 
 def load_model_config(path: str | Path) -> Config:
@@ -86,10 +86,3 @@ def _is_bundle(path: Path) -> bool:
     if path.name == BUNDLE_MANIFEST and path.is_file():
         raise CheckpointError(f"{path} is the manifest of a bundle", f"give its folder, {path.parent}")
     return (path / BUNDLE_MANIFEST).is_file()
-
-
-def _changed(config: Config, overrides: Iterable[str], path: Path) -> Config:
-    changed = override_config(config, overrides)
-    if changed.model != config.model:
-        raise ConfigError(f"model.* of {path} cannot be changed: its weights are trained", "leave model.* as it is")
-    return changed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eao.authors import AuthorsFile, read_authors_yaml, read_pth, translate_config
-from eao.config import Config, load_config
+from eao.config import Config, load_config, override_trained
 from eao.errors import CheckpointError
 from eao.files import atomic_path
 from eao.model import build_model
@@ -152,13 +152,16 @@ def find_checkpoint(path: str | Path) -> Path:
     )
 
 
-def convert(source: str | Path, target: str | Path, config: str | Path | None = None) -> dict[str, Any]:
+def convert(
+    source: str | Path, target: str | Path, config: str | Path | None = None, overrides: Iterable[str] = ()
+) -> dict[str, Any]:
     """Convert an authors' `.pth` to a native checkpoint, and check that every tensor came over bit by bit.
 
     Args:
         source: the `.pth`, or a folder with one.
         target: the folder to write.
         config: the authors' configuration, if it is neither in the file nor beside it.
+        overrides: settings of the new configuration as key=value, such as data.text.path; none of `model.*`.
 
     Returns:
         `source`, `target`, `tensors`, `parameters` and `notices` (what of their configuration was not translated).
@@ -172,6 +175,7 @@ def convert(source: str | Path, target: str | Path, config: str | Path | None = 
     _refuse_foreign(Path(target))
     file = read_pth(location)
     resolved, notices = _authors_config(location, file, config)
+    resolved = override_trained(resolved, overrides, str(location))
     model = _build(resolved, file.state, str(location))
     save_native(target, model, resolved)
     copy, _ = load_native(target)

@@ -106,6 +106,7 @@ def evaluate(
 def convert(
     source: Annotated[Path, typer.Argument(help="The authors' .pth file.")],
     target: Annotated[Path, typer.Argument(help="Folder for the native checkpoint (safetensors + config.yaml).")],
+    overrides: Overrides = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="The authors' config.yaml, if not beside it.")
     ] = None,
@@ -114,7 +115,7 @@ def convert(
     """Convert an authors' checkpoint to the native format, and check that every tensor came over bit by bit."""
     from eao.checkpoint import convert as convert_checkpoint
 
-    report = convert_checkpoint(source, target, config)
+    report = convert_checkpoint(source, target, config, overrides or [])
     print_json(report) if as_json else out.print(
         f"[green]✓[/green] {target}: {report['tensors']} tensors, {report['parameters']:,} parameters"
     )
@@ -315,9 +316,9 @@ def bench(
 @app.command()
 def demo(
     overrides: Overrides = None,
-    folder: Annotated[Path, typer.Option("--out", "-o", help="Everything goes here; a second run reuses it.")] = Path(
-        "runs/demo"
-    ),
+    folder: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Everything goes here. Default runs/demo or runs/demo-quick.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option(help="Fewer objects and epochs: a check that everything works, in under 3 minutes.")
     ] = False,
@@ -328,6 +329,7 @@ def demo(
     """The whole path on a real data set: render, extract, train, evaluate, export, prove parity, benchmark, search."""
     from eao.demo.run import run_demo
 
+    folder = folder or Path("runs/demo-quick" if quick else "runs/demo")
     summary = run_demo(folder, quick=quick, stamps=stamps, overrides=overrides or [], dry_run=dry_run, quiet=as_json)
     if as_json:
         print_json(summary)

@@ -262,6 +262,18 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
     return parse_config(values, "the command line")
 
 
+def override_trained(config: Config, overrides: Iterable[str], source: str) -> Config:
+    """As `override_config`, for a model that is trained: `source` names it.
+
+    Raises:
+        ConfigError: if `model.*` would change, which the weights do not fit.
+    """
+    changed = override_config(config, overrides)
+    if changed.model != config.model:
+        raise ConfigError(f"model.* of {source} cannot be changed: its weights are trained", "leave model.* as it is")
+    return changed
+
+
 def parse_config(values: Mapping[str, Any], source: str) -> Config:
     """Check a mapping against the schema; `source` names it in errors."""
     try:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from eao import cli
 from eao.errors import ParityError
 from eao.training.run import run_training
 
+GOLDEN = Path(__file__).parent / "golden/checkpoints"
 COMMANDS = ("train", "eval", "convert", "extract", "embed", "index", "search", "export", "bench", "demo", "doctor")
 
 
@@ -191,3 +193,12 @@ def test_doctor_says_for_everything_missing_what_to_install(eao):
     checks = report["checks"] if isinstance(report, dict) else report
     assert all(check["usable"] or check["detail"] for check in checks)
     assert {"torch", "onnxruntime CPUExecutionProvider"} <= {check["name"] for check in checks if check["usable"]}
+
+
+def test_a_converted_checkpoint_takes_settings_but_not_of_the_model(eao, tmp_path):
+    source = GOLDEN / "pre_permod"
+    code, _, err = eao("convert", source, tmp_path / "native", "data.text.path=vectors.bin", "--json")
+    assert code == 0, err
+    assert yaml.safe_load((tmp_path / "native/config.yaml").read_text())["data"]["text"]["path"] == "vectors.bin"
+    code, _, err = eao("convert", source, tmp_path / "other", "model.embedding_dim=7")
+    assert code == 2 and "cannot be changed" in err and not (tmp_path / "other").exists()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from eao.config import Config, load_config
 from eao.configs import find_config
 from eao.console import err, out, print_table, progress
-from eao.errors import EaoError
+from eao.errors import ConfigError, EaoError
 from eao.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def run_demo(
         if not quiet:
             print_table("dry run", [{"": k, " ": str(v)} for k, v in description.items()])
         return description
+    check_same_experiment(demo)
     for name, function in steps:
         with demo.step(name):
             function(demo)
@@ -126,6 +127,19 @@ def demo_config(folder: Path, quick: bool, overrides: Sequence[str]) -> Config:
         values = {"features": str(features), "captions": str(file), "split": split}
         paths.append(f"data.{split}={json.dumps(values)}")
     return load_config(find_config("demo/quick" if quick else "demo/demo"), [*paths, *overrides])
+
+
+def check_same_experiment(demo: Demo) -> None:
+    """Refuse a folder whose run has other settings: its model and data are not what this demo would make.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    saved = demo.run / "config.yaml"
+    if saved.exists() and load_config(saved) != demo.config:
+        raise ConfigError(
+            f"{demo.folder} holds a demo with other settings", "choose another --out, or delete the folder"
+        )
 
 
 def make_data(demo: Demo, stamps: Path | None) -> None:
