@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from eao.embedder import TorchBackend
 from eao.errors import CheckpointError, ConfigError, EaoError
 from eao.evaluation.metrics import Metrics
 from eao.evaluation.run import evaluate_backend
-from eao.files import write_text
+from eao.files import atomic_path, write_text
 from eao.model import build_model
 from eao.training.augment import augment
 from eao.training.loss import CombinatorialLoss
@@ -134,7 +133,7 @@ class Trainer:
     def run(self, report: Callable[[Progress], None] = lambda _: None) -> list[EpochRecord]:
         """Train to the last epoch and return the log. Safe to interrupt: `latest` is always a whole epoch."""
         self.config.save(self.out / "config.yaml")
-        while self.epoch < self.config.trainer.epochs:
+        while self.epoch < self.config.trainer.epochs and not self._has_stalled():
             record = self._run_epoch(report)
             self.records.append(record)
             improved = self._improved(record)
@@ -146,11 +145,10 @@ class Trainer:
             if every and self.epoch % every == 0:
                 save_native(self.out / f"epoch-{self.epoch}", self.model, self.config)
             save_native(self.out / "latest", self.model, self.config, extra={STATE_FILE: self._save_state})
-            if self.config.trainer.early_stop and self.epochs_without_improvement > self.config.trainer.early_stop:
-                logger.info("stopped early: no improvement for %d epochs", self.epochs_without_improvement)
-                break
+        if self._has_stalled():
+            logger.info("stopped early: no improvement for %d epochs", self.epochs_without_improvement)
         if not (self.out / "best").exists():
-            shutil.copytree(self.out / "latest", self.out / "best", ignore=shutil.ignore_patterns(STATE_FILE))
+            save_native(self.out / "best", self.model, self.config)
         return self.records
 
     def _run_epoch(self, report: Callable[[Progress], None]) -> EpochRecord:
@@ -217,6 +215,10 @@ class Trainer:
         backend = TorchBackend(self.model, self.config, self.device)
         return evaluate_backend(backend, self.validation, self.config.evaluation)[0]
 
+    def _has_stalled(self) -> bool:
+        patience = self.config.trainer.early_stop
+        return patience is not None and self.epochs_without_improvement > patience
+
     def _improved(self, record: EpochRecord) -> bool:
         monitor = self.config.trainer.monitor
         if monitor is None or not record.validation:
@@ -236,8 +238,9 @@ class Trainer:
 
     def _stop_on_bad_loss(self, batch: Any, value: float) -> None:
         path = self.out / "bad_batch.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({**{k: v for k, v in vars(batch).items() if isinstance(v, Tensor)}, "ids": list(batch.ids)}, path)
+        tensors = {name: x for name, x in vars(batch).items() if isinstance(x, Tensor)}
+        with atomic_path(path) as temporary:
+            torch.save({**tensors, "ids": list(batch.ids)}, temporary)
         raise EaoError(
             f"the loss became {value} at step {self.step}; the batch is saved in {path}",
             "lower optimizer.lr, set trainer.clip_grad_norm, or check those features for NaN",

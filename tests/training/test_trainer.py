@@ -69,6 +69,8 @@ def test_early_stop_ends_a_run_that_no_longer_improves(experiment, tmp_path):
     assert len(trainer.run()) == 3
     # Nothing was ever best, yet a finished run has a `best`.
     assert (tmp_path / "run/best/model.safetensors").is_file()
+    assert not (tmp_path / "run/best/training.pt").exists()
+    assert len(Trainer(experiment(trainer={"epochs": 9, "early_stop": 2}), tmp_path / "run", resume=True).run()) == 3
 
 
 def test_a_monitor_that_validation_does_not_give_is_an_error(experiment, tmp_path):
