@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import math
 import threading
@@ -22,6 +21,7 @@ from eao.data.sampling import create_audio, create_video, crop_audio, video_rows
 from eao.errors import ConfigError, DataError
 from eao.evaluation.metrics import unit_norm
 from eao.model.batch import MODALITIES, Batch, encoder_modalities
+from eao.model.weights import hash_weights
 
 if TYPE_CHECKING:
     from eao.data.text import TextEncoder
@@ -387,16 +387,6 @@ class Embedder:
                 f"it offers {', '.join(self.encoders)} ({self.source or 'in memory'})",
             )
         return encoder
-
-
-def hash_weights(model: nn.Module) -> str:
-    """SHA-256 of a model's weights by name, whatever file they came from: 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        array = value.detach().cpu().contiguous()
-        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
-        digest.update(array.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _has_sound(features: ClipFeatures) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eao.config import Config
-from eao.embedder import hash_weights
 from eao.errors import ExportError, ParityError
 from eao.export.encoders import Axis, InputSpec, Model, axes, exportable_encoders
 from eao.export.manifest import (
@@ -28,6 +27,7 @@ from eao.export.parity import ParityReport, measure_parity
 from eao.export.runtime import Bundle
 from eao.files import atomic_path, write_text
 from eao.model import Batch
+from eao.model.weights import hash_weights
 
 PARITY_JSON = "parity.json"
 PARITY_MARKDOWN = "parity.md"

@@ -96,7 +96,7 @@ class Manifest(Record):
 
     Attributes:
         format: version of this layout.
-        model_sha256: of the PyTorch weights the engines were made from, as `eao.embedder.hash_weights`.
+        model_sha256: of the PyTorch weights the engines were made from, as `eao.model.weights.hash_weights`.
         source: the checkpoint, as the user named it; a note, never opened.
         embedding_dim: E.
         config: config.yaml.

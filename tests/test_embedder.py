@@ -13,10 +13,11 @@ import torch
 
 import eao
 from eao.config import Config, DataConfig, FeaturesConfig, ModelConfig, StreamConfig, TextConfig
-from eao.embedder import Embedder, TorchBackend, hash_weights
+from eao.embedder import Embedder, TorchBackend
 from eao.errors import CheckpointError, ConfigError, DataError, MediaError
 from eao.features.extract import ClipFeatures
 from eao.model import Batch, build_model
+from eao.model.weights import hash_weights
 
 RATE = 16_000
 MODEL = ModelConfig(

@@ -1,1 +1,5 @@
 """From features and sentences to batches."""
+
+from eao.model.batch import Batch
+
+__all__ = ["Batch"]

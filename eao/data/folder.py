@@ -35,7 +35,7 @@ CACHE_BYTES = 1 << 30
 Array: TypeAlias = NDArray[Any]
 
 
-class ClipFeatures(NamedTuple):
+class StoredFeatures(NamedTuple):
     """What is on disk for one clip; None where there is no file.
 
     Attributes:
@@ -149,7 +149,7 @@ class FolderDataset:
         self.records = [c.columns for c in kept]
         self._available = {clip: frozenset(found) for clip, found in usable.items()}
         self.is_cached = sum(sum(found.values()) for found in usable.values()) <= cache_bytes
-        self._cache: dict[str, ClipFeatures] = {}
+        self._cache: dict[str, StoredFeatures] = {}
         self._widths: dict[str, int] = {}
         self._measure_widths()
         self.video_dim = sum(self._widths.values())
@@ -173,7 +173,7 @@ class FolderDataset:
         audio, audio_mask, frames = create_audio(spectrogram, self.data.audio_frames)
         return Item(self.ids[index], self.captions[index], video, video_mask, audio, audio_mask, frames)
 
-    def features(self, clip: str) -> ClipFeatures:
+    def features(self, clip: str) -> StoredFeatures:
         """The stored features of a clip, by id."""
         if clip in self._cache:
             return self._cache[clip]
@@ -186,7 +186,7 @@ class FolderDataset:
                     f"{self._path(clip, stream)} has rows of width {array.shape[1]}, the other clips {width}",
                     "extract all clips of one folder with one features configuration",
                 )
-        features = ClipFeatures(**arrays)
+        features = StoredFeatures(**arrays)
         if self.is_cached:
             self._cache[clip] = features
         return features

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from eao.config import FeaturesConfig
+from eao.data.folder import KEYS, SUFFIXES
 from eao.errors import ConfigError, DataError
 from eao.files import atomic_path, write_text
 
@@ -24,7 +25,6 @@ CONFIG_FILE = "features.yaml"
 MANIFEST_FILE = "manifest.jsonl"
 FAILED_FILE = "failed.jsonl"
 _LOCK_FILE = ".lock"
-_SUFFIXES = {"video_2d": "_2d.npz", "video_3d": "_3d.npz", "audio": "_spec.npz"}
 
 
 class FeatureStore:
@@ -64,7 +64,7 @@ class FeatureStore:
                     f"{self.folder} holds the clip {clip_id!r} of {source}, not of {clips[clip_id]}",
                     "give another output folder",
                 )
-            if all(record.get(kind) is None or self._path(clip_id, kind).is_file() for kind in _SUFFIXES):
+            if all(record.get(kind) is None or self._path(clip_id, kind).is_file() for kind in SUFFIXES):
                 done.add(clip_id)
                 if source != clips[clip_id]:
                     record["file"] = str(clips[clip_id])
@@ -114,7 +114,7 @@ class FeatureStore:
         with _disk_errors(self.folder):
             record: dict[str, Any] = {"id": clip_id, "file": str(source), "start": 0.0}
             record["end"] = record["duration"] = round(features.duration, 3)
-            for kind in _SUFFIXES:
+            for kind in SUFFIXES:
                 array = getattr(features, kind)
                 path = self._path(clip_id, kind)
                 record[kind] = None
@@ -123,8 +123,7 @@ class FeatureStore:
                     continue
                 record[kind] = int(array.shape[1] if kind == "audio" else array.shape[0])
                 with atomic_path(path) as temporary:
-                    half = array.astype(np.float16)
-                    np.savez(temporary, half) if kind == "audio" else np.savez(temporary, features=half)
+                    np.savez(temporary, **{KEYS[kind]: array.astype(np.float16)})
             self.records[clip_id] = record
             _append_line(self.folder / MANIFEST_FILE, record)
 
@@ -134,7 +133,7 @@ class FeatureStore:
             _append_line(self.folder / FAILED_FILE, {"file": str(source), "reason": reason})
 
     def _path(self, clip_id: str, kind: str) -> Path:
-        return self.folder / f"{clip_id}{_SUFFIXES[kind]}"
+        return self.folder / f"{clip_id}{SUFFIXES[kind]}"
 
     def _check_config(self) -> None:
         path = self.folder / CONFIG_FILE

@@ -94,8 +94,8 @@ class FusionTransformer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, N, D) tokens with their (B, N) mask -> (B, N, D); with a cls token (B, N + 1, D), the cls token first."""
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], 1)
-            mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
+            mask = torch.cat([mask.new_ones(mask.shape[0], 1), mask], 1)
         for block in self.blocks:
             x = block(x, mask)
         return x

@@ -160,7 +160,7 @@ class EverythingAtOnce(nn.Module):
             return x, mask
         if frames is None and self.config.audio_pooling != "clip":
             raise DataError("this model pools audio tokens by the clip's length", "give Batch.audio_frames")
-        lengths = torch.zeros(len(x), device=x.device) if frames is None else frames / ratio
+        lengths = torch.zeros(x.shape[0], device=x.device) if frames is None else frames / ratio
         return limit_tokens(x, mask, lengths.trunc().long(), limit, self.config.audio_pooling)
 
     def _embed(self, encoder: str, tokens: dict[str, Tokens]) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from eao.embedder import hash_weights
 from eao.errors import ExportError
 from eao.export.bundle import WrittenBundle
 from eao.export.encoders import Model, input_specs
 from eao.export.manifest import load_manifest
+from eao.model.weights import hash_weights
 
 
 @pytest.fixture
