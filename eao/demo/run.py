@@ -20,7 +20,7 @@ from eao.files import write_json, write_text
 if TYPE_CHECKING:
     from eao.retrieval.index import Index
 
-QUICK_OBJECTS = 160
+QUICK_OBJECTS = 90
 QUICK_ENCODERS = ("text", "video", "audio", "video-audio")
 """What a search needs; tracing a graph takes seconds."""
 QUERIES = 3
