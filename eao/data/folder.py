@@ -6,30 +6,24 @@ import logging
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from eao.config import DataConfig, DatasetConfig
+from eao.config import DataConfig, FolderData
 from eao.data.captions import Caption, read_captions
-from eao.data.sampling import Floats, Mask, create_audio, create_video
-from eao.data.text import TextEncoder
-from eao.errors import DataError, EaoError
-from eao.model.batch import Batch
+from eao.data.item import AUDIO_BANDS, Item, cut_item, make_item, whole_shape
+from eao.errors import DataError
 
-# B clips, n rows of a stream, D its width, N video tokens, T spectrogram frames
+# n rows of a stream, D its width, N video tokens, T spectrogram frames
 
 logger = logging.getLogger(__name__)
 
 STREAMS = ("video_2d", "video_3d", "audio")
 SUFFIXES = {"video_2d": "_2d.npz", "video_3d": "_3d.npz", "audio": "_spec.npz"}
 KEYS = {"video_2d": "features", "video_3d": "features", "audio": "arr_0"}
-AUDIO_BANDS = 40
 CACHE_BYTES = 1 << 30
 
 Array: TypeAlias = NDArray[Any]
@@ -47,28 +41,6 @@ class StoredFeatures(NamedTuple):
     video_2d: Array | None
     video_3d: Array | None
     audio: Array | None
-
-
-class Item(NamedTuple):
-    """One clip with one caption, as tokens.
-
-    Attributes:
-        id: name of the clip.
-        caption: the sentence.
-        video: (N, D) float32.
-        video_mask: (N,) bool, all False without video.
-        audio: (40, T) float32.
-        audio_mask: (T,) bool, all False without audio.
-        audio_frames: number of real frames.
-    """
-
-    id: str
-    caption: str
-    video: Floats
-    video_mask: Mask
-    audio: Floats
-    audio_mask: Mask
-    audio_frames: int
 
 
 def read_array(path: Path, stream: str) -> Array:
@@ -125,10 +97,11 @@ class FolderDataset:
     """
 
     def __init__(
-        self, config: DatasetConfig, data: DataConfig, *, strict: bool = True, cache_bytes: int = CACHE_BYTES
+        self, config: FolderData, data: DataConfig, *, strict: bool = True, cache_bytes: int = CACHE_BYTES
     ) -> None:
         self.config = config
-        self.data = data
+        self.shape = whole_shape(config, data)
+        self.complete_dataset_size = config.complete_dataset_size
         self.folder = Path(config.features)
         if not self.folder.is_dir():
             raise DataError(f"the feature folder {self.folder} does not exist", "write it with `eao extract`")
@@ -158,20 +131,18 @@ class FolderDataset:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Item:
-        """Item `index`, read from disk unless it is in memory.
+        """Item `index` whole, read from disk unless it is in memory.
 
         Raises:
             DataError: naming the feature file that is damaged or of another width than the others.
         """
-        clip = self.features(self.ids[index])
-        if clip.video_2d is None and clip.video_3d is None:
-            video = np.zeros((self.data.video_tokens, self.video_dim), dtype=np.float32)
-            video_mask = np.zeros(self.data.video_tokens, dtype=bool)
-        else:
-            video, video_mask = create_video(clip.video_2d, clip.video_3d, self.data.video_tokens, self.data.sampling)
-        spectrogram = clip.audio if clip.audio is not None else np.zeros((AUDIO_BANDS, 0), dtype=np.float32)
-        audio, audio_mask, frames = create_audio(spectrogram, self.data.audio_frames)
-        return Item(self.ids[index], self.captions[index], video, video_mask, audio, audio_mask, frames)
+        return make_item(
+            self.ids[index], self.captions[index], *self.features(self.ids[index]), self.shape, self.video_dim
+        )
+
+    def clips(self, index: int, rng: np.random.Generator) -> list[Item]:
+        """Item `index`, cut into pieces if `cut_clips` says so."""
+        return cut_item(self[index], self.config.cut_clips)
 
     def features(self, clip: str) -> StoredFeatures:
         """The stored features of a clip, by id."""
@@ -235,127 +206,3 @@ class FolderDataset:
             hint = f"{self.folder / 'failed.jsonl'} lists the files that could not be read; {hint}"
         more = f" ({len(absent)} of {total} captions are without)" if len(absent) > 1 else ""
         return DataError(f"{where}: the clip {first.id!r} has no features in {self.folder}{more}", hint)
-
-
-def collate(items: Sequence[Item], text_encoder: TextEncoder | None) -> Batch:
-    """Items as one batch; without an encoder the batch has no text."""
-    return _with_text(_stack(items), [item.caption for item in items], text_encoder)
-
-
-@dataclass
-class FolderLoader:
-    """Batches of a data set, over and over. The order depends on `seed` and epoch alone, so a run can be resumed.
-
-    Attributes:
-        dataset: what to read.
-        text_encoder: None = batches without text.
-        batch_size: clips of a batch; the last one may be smaller.
-        shuffle: whether each epoch has an order of its own.
-        seed: of the shuffling.
-        drop_last: leave out a last batch that is not full.
-        workers: processes that read features which do not fit in memory.
-        epoch: what `set_epoch` set.
-    """
-
-    dataset: FolderDataset
-    text_encoder: TextEncoder | None
-    batch_size: int
-    shuffle: bool = False
-    seed: int = 0
-    drop_last: bool = False
-    workers: int = 0
-    epoch: int = 0
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
-        self.epoch = epoch
-
-    def order(self) -> list[int]:
-        """The items in the order of the present epoch."""
-        if not self.shuffle:
-            return list(range(len(self.dataset)))
-        return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.dataset)).tolist()
-
-    def __iter__(self) -> Iterator[Batch]:
-        order = self.order()
-        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
-        reader = _BatchReader(self.dataset, batches)
-        # Features in memory are read once anyway, and every process would keep a copy of its own.
-        workers = 0 if self.dataset.is_cached else self.workers
-        loader = torch.utils.data.DataLoader(
-            reader,
-            batch_size=None,
-            num_workers=workers,
-            collate_fn=_unchanged,
-            # Of its own, so that reading draws nothing from the global generator.
-            generator=torch.Generator(),
-        )
-        for rows, batch in zip(batches, loader, strict=True):
-            if isinstance(batch, EaoError):
-                raise batch
-            yield _with_text(batch, [self.dataset.captions[i] for i in rows], self.text_encoder)
-
-
-def make_loader(
-    dataset: FolderDataset,
-    text_encoder: TextEncoder | None,
-    batch_size: int,
-    shuffle: bool = False,
-    seed: int = 0,
-    drop_last: bool = False,
-    workers: int = 0,
-) -> FolderLoader:
-    """Batches of `dataset`; see `FolderLoader`.
-
-    Example:
-        loader = make_loader(dataset, text_encoder, 64, shuffle=True, seed=config.seed)
-        loader.set_epoch(3)
-        for batch in loader: ...
-    """
-    return FolderLoader(dataset, text_encoder, batch_size, shuffle, seed, drop_last, workers)
-
-
-class _BatchReader(torch.utils.data.Dataset[Batch | EaoError]):
-    """Whole batches, without text, as the elements of a data set, for torch's worker processes.
-
-    A user's error is returned, not raised: torch would wrap it in the text of a traceback.
-    """
-
-    def __init__(self, dataset: FolderDataset, batches: list[list[int]]) -> None:
-        self._dataset = dataset
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> Batch | EaoError:
-        try:
-            return _stack([self._dataset[i] for i in self._batches[index]])
-        except EaoError as error:
-            return error
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-def _stack(items: Sequence[Item]) -> Batch:
-    return Batch(
-        video=torch.from_numpy(np.stack([item.video for item in items])),
-        video_mask=torch.from_numpy(np.stack([item.video_mask for item in items])),
-        audio=torch.from_numpy(np.stack([item.audio for item in items])),
-        audio_mask=torch.from_numpy(np.stack([item.audio_mask for item in items])),
-        audio_frames=torch.tensor([item.audio_frames for item in items]),
-        ids=[item.id for item in items],
-    )
-
-
-def _with_text(batch: Batch, captions: Sequence[str], text_encoder: TextEncoder | None) -> Batch:
-    if text_encoder is not None:
-        batch.text, batch.text_mask = text_encoder.encode(captions)
-    return batch

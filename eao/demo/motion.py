@@ -6,8 +6,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from eao.config import DatasetConfig
-from eao.data.folder import FolderDataset, make_loader
+from eao.config import FolderData
+from eao.data.folder import FolderDataset
+from eao.data.loader import Loader
 from eao.embedder import Embedder
 from eao.evaluation.embed import embed_dataset
 from eao.evaluation.metrics import unit_norm
@@ -22,8 +23,8 @@ def motion_accuracy(embedder: Embedder, features: Path, captions: Path, split: s
         `accuracy` in percent by the embedding the clips are compared with, and the number of `choices`.
     """
     config = embedder.config
-    dataset = FolderDataset(DatasetConfig(features=str(features), captions=str(captions), split=split), config.data)
-    loader = make_loader(dataset, embedder.text_encoder, config.evaluation.batch_size)
+    dataset = FolderDataset(FolderData(features=str(features), captions=str(captions), split=split), config.data)
+    loader = Loader(dataset, embedder.text_encoder, config.evaluation.batch_size)
     shown = [e for e in ("video", "video-audio") if e in embedder.encoders]
     embeddings, _ = embed_dataset(embedder.backend, loader, ["text", *shown])
     text = unit_norm(embeddings["text"])

@@ -60,7 +60,7 @@ def describe_run(config: Config, out: Path) -> dict[str, Any]:
         "name": config.name,
         "run folder": str(out),
         "training items": len(trainer.train_data),
-        "validation items": len(trainer.validation.dataset) if trainer.validation is not None else 0,
+        "validation items": sum(len(loader.dataset) for loader in trainer.validation.values()),
         "epochs": config.trainer.epochs,
         "steps per epoch": trainer.steps_per_epoch,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
@@ -73,7 +73,7 @@ def best_record(records: list[EpochRecord], monitor: str | None) -> EpochRecord:
     """The last epoch among those with the highest monitored metric; the last epoch if nothing is monitored."""
     if monitor is None:
         return records[-1]
-    task, name = monitor.removeprefix("validation/").split("/")
+    task, _, name = monitor.removeprefix("validation/").rpartition("/")
     scored = [r for r in records if name in r.validation.get(task, {})]
     return max(reversed(scored), key=lambda r: r.validation[task][name]) if scored else records[-1]
 
@@ -83,7 +83,7 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
     recalls = [
         f"{task} R@1 {metrics['R1']:.1f} R@10 {metrics['R10']:.1f}"
         for task, metrics in record.validation.items()
-        if task in ("t2v", "t2va")
+        if task.rpartition("/")[2] in ("t2v", "t2va")
     ]
     line = f"epoch {record.epoch}/{epochs}  loss {record.loss:.3f}  {record.clips_per_second:.0f} clips/s"
     return "  ".join([line, *recalls])

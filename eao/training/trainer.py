@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from eao.checkpoint import load_weights, save_native
 from eao.config import Config, load_config
-from eao.data.folder import FolderDataset, FolderLoader, make_loader
+from eao.data.datasets import open_dataset
+from eao.data.loader import Loader
 from eao.data.text import TextEncoder, build_text_encoder
 from eao.embedder import TorchBackend
 from eao.errors import CheckpointError, ConfigError, EaoError
 from eao.evaluation.metrics import Metrics
-from eao.evaluation.run import evaluate_backend
+from eao.evaluation.run import evaluate_backend, evaluation_loader
 from eao.files import atomic_path, write_text
 from eao.model import build_model
 from eao.training.augment import augment
@@ -92,8 +93,8 @@ class Trainer:
             raise CheckpointError(f"{self.out} holds no run to resume", "start one without --resume")
         seed_everything(config.seed)
         self.text_encoder = build_text_encoder(config.data.text)
-        self.train_data = FolderDataset(config.data.train, config.data)
-        self.loader = make_loader(
+        self.train_data = open_dataset(config.data.train, config.data)
+        self.loader = Loader(
             self.train_data,
             self.text_encoder,
             config.data.batch_size,
@@ -102,7 +103,7 @@ class Trainer:
             drop_last=True,
             workers=config.data.workers,
         )
-        self.validation = validation_loader(config, self.text_encoder)
+        self.validation = validation_loaders(config, self.text_encoder)
         check_dimensions(config, self.train_data.video_dim, self.text_encoder.dim)
         self.model = build_model(config.model)
         if config.trainer.initial_weights is not None and not resume:
@@ -209,11 +210,13 @@ class Trainer:
         return value, values
 
     def validate(self) -> dict[str, Metrics]:
-        """Retrieval metrics by task on the validation set; empty if there is none."""
-        if self.validation is None:
-            return {}
+        """Retrieval metrics by task on the validation sets: "t2v", or "msrvtt/t2v" where they have names."""
         backend = TorchBackend(self.model, self.config, self.device)
-        return evaluate_backend(backend, self.validation, self.config.evaluation)[0]
+        results: dict[str, Metrics] = {}
+        for name, loader in self.validation.items():
+            metrics, _ = evaluate_backend(backend, loader, self.config.evaluation)
+            results |= {f"{name}/{task}" if name else task: m for task, m in metrics.items()}
+        return results
 
     def _has_stalled(self) -> bool:
         patience = self.config.trainer.early_stop
@@ -223,8 +226,7 @@ class Trainer:
         monitor = self.config.trainer.monitor
         if monitor is None or not record.validation:
             return False
-        _, _, path = monitor.partition("validation/")
-        task, _, name = path.partition("/")
+        task, _, name = monitor.removeprefix("validation/").rpartition("/")
         if task not in record.validation or name not in record.validation[task]:
             raise ConfigError(
                 f"trainer.monitor is {monitor!r}, which validation does not give",
@@ -310,12 +312,9 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def validation_loader(config: Config, text_encoder: TextEncoder) -> FolderLoader | None:
-    """The batches of `data.validation`, in order, or None."""
-    if config.data.validation is None:
-        return None
-    dataset = FolderDataset(config.data.validation, config.data)
-    return make_loader(dataset, text_encoder, config.evaluation.batch_size, shuffle=False)
+def validation_loaders(config: Config, text_encoder: TextEncoder) -> dict[str, Loader]:
+    """The batches of each data set under `data.validation`, by name."""
+    return {name: evaluation_loader(d, config, text_encoder) for name, d in config.data.named("validation").items()}
 
 
 def check_dimensions(config: Config, video_dim: int, text_dim: int) -> None:

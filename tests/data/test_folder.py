@@ -1,68 +1,16 @@
 """Feature folders as data sets, and their batches."""
 
-import json
 import logging
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eao.config import DataConfig, DatasetConfig
+from eao.config import DataConfig
 from eao.data import sampling
-from eao.data.folder import FolderDataset, collate, make_loader, read_array
+from eao.data.folder import read_array
 from eao.errors import DataError
-
-DATA = DataConfig(video_tokens=5, audio_frames=64)
-
-
-class Lengths:
-    """A text encoder that writes each word's length."""
-
-    dim, max_words = 2, 3
-
-    def encode(self, sentences):
-        text = torch.zeros(len(sentences), 3, 2)
-        mask = torch.zeros(len(sentences), 3, dtype=torch.bool)
-        for i, sentence in enumerate(sentences):
-            for j, word in enumerate(sentence.split()[:3]):
-                text[i, j] = len(word)
-                mask[i, j] = True
-        return text, mask
-
-
-class Folder:
-    """A feature folder under construction."""
-
-    def __init__(self, path):
-        self.path = path
-        self.rng = np.random.default_rng(0)
-        self.lines = []
-        (path / "features").mkdir()
-
-    def clip(self, name, rows_2d=4, rows_3d=6, frames=50, widths=(3, 2), captions=("a dog",), **columns):
-        target = self.path / "features" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for kind, rows, width in (("2d", rows_2d, widths[0]), ("3d", rows_3d, widths[1])):
-            if rows is not None:
-                features = self.rng.standard_normal((rows, width)).astype(np.float16)
-                np.savez(f"{target}_{kind}.npz", features=features)
-        if frames is not None:
-            np.savez(f"{target}_spec.npz", self.rng.uniform(-80, 0, (40, frames)).astype(np.float16))
-        self.lines += [{"id": name, "caption": caption, **columns} for caption in captions]
-        return self
-
-    def dataset(self, data=DATA, split=None, **options):
-        captions = self.path / "captions.jsonl"
-        captions.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-        config = DatasetConfig(features=str(self.path / "features"), captions=str(captions), split=split)
-        return FolderDataset(config, data, **options)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return Folder(tmp_path)
 
 
 def stored(folder, name, stream):
@@ -230,93 +178,3 @@ def test_any_damage_is_noticed_or_harmless(tmp_path, position, value, cut):
         np.testing.assert_array_equal(array, rows)
     else:
         assert str(path) in str(refusal)
-
-
-def test_collate_stacks_items_and_encodes_captions(folder):
-    dataset = (
-        folder.clip("one", captions=("a dog",)).clip("two", captions=("one two three four",), frames=None).dataset()
-    )
-    batch = collate([dataset[0], dataset[1]], Lengths())
-    assert {k: tuple(getattr(batch, k).shape) for k in ("text", "video", "audio", "audio_mask")} == {
-        "text": (2, 3, 2),
-        "video": (2, 5, 5),
-        "audio": (2, 40, 64),
-        "audio_mask": (2, 64),
-    }
-    assert (batch.video.dtype, batch.video_mask.dtype, batch.audio_frames.dtype) == (
-        torch.float32,
-        torch.bool,
-        torch.int64,
-    )
-    assert batch.text_mask.sum(dim=1).tolist() == [2, 3]
-    assert batch.audio_frames.tolist() == [50, 0]
-    assert list(batch.ids) == ["one", "two"]
-    assert collate([dataset[0]], None).text is None
-
-
-@pytest.fixture
-def seven(folder):
-    for i in range(7):
-        folder.clip(f"clip{i}", captions=("x" * (i + 1),))
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("size", "drop_last", "sizes"), [(3, False, [3, 3, 1]), (3, True, [3, 3]), (8, True, []), (7, True, [7])]
-)
-def test_loader_batches(seven, size, drop_last, sizes):
-    loader = make_loader(seven.dataset(), Lengths(), size, drop_last=drop_last)
-    batches = list(loader)
-    assert [len(b) for b in batches] == sizes
-    assert len(loader) == len(sizes)
-    assert [i for b in batches for i in b.ids] == [f"clip{i}" for i in range(sum(sizes))]
-
-
-def ids(loader):
-    return [i for batch in loader for i in batch.ids]
-
-
-def test_loader_order_depends_on_seed_and_epoch_alone(seven):
-    dataset = seven.dataset()
-    loader = make_loader(dataset, None, 3, shuffle=True, seed=5)
-    first, again = ids(loader), ids(loader)
-    loader.set_epoch(1)
-    second = ids(loader)
-    resumed = make_loader(dataset, None, 3, shuffle=True, seed=5)
-    resumed.set_epoch(1)
-    assert first == again
-    assert sorted(first) == sorted(dataset.ids)
-    assert second != first
-    assert ids(resumed) == second
-    assert ids(make_loader(dataset, None, 3, shuffle=True, seed=6)) != first
-
-
-def test_loader_pairs_captions_with_their_clips(seven):
-    dataset = seven.dataset()
-    for batch in make_loader(dataset, Lengths(), 2, shuffle=True):
-        for i, name in enumerate(batch.ids):
-            index = dataset.ids.index(name)
-            assert batch.text[i, 0, 0] == len(dataset.captions[index])
-            np.testing.assert_array_equal(batch.video[i], dataset[index].video)
-
-
-def test_loader_leaves_the_global_generator_alone(seven):
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    list(make_loader(seven.dataset(), Lengths(), 3, shuffle=True))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_workers_give_the_same_batches_and_the_same_errors(seven):
-    dataset = seven.dataset(cache_bytes=0)
-    here = list(make_loader(dataset, Lengths(), 3, shuffle=True))
-    there = list(make_loader(dataset, Lengths(), 3, shuffle=True, workers=2))
-    for a, b in zip(here, there, strict=True):
-        assert list(a.ids) == list(b.ids)
-        for name in ("text", "video", "video_mask", "audio", "audio_mask", "audio_frames"):
-            assert torch.equal(getattr(a, name), getattr(b, name))
-    (seven.path / "features" / "clip4_spec.npz").write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"clip4_spec\.npz") as caught:
-        list(make_loader(dataset, None, 3, workers=1))
-    assert caught.value.hint
-    assert "Traceback" not in str(caught.value)
