@@ -9,13 +9,17 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 from eao.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from eao.evaluation.published import Published
 
 # Q queries, G gallery items, E embedding
 
@@ -51,6 +55,7 @@ TASKS = tuple(name for task in _PAIRS for name in (task, _reverse(task)))
 """Every task that can be evaluated."""
 _ACCEPTED = (*TASKS, *_NEVER_COMPUTED, *map(_reverse, _NEVER_COMPUTED))
 
+_COLUMNS = ("R1", "R5", "R10", "R50", "MedR", "MeanR")
 _BLOCK = 1 << 24  # compared at once in `ranks`, bounds the temporary memory to some 32 MB
 
 TieRule = Literal["averaging", "optimistically"]
@@ -139,7 +144,16 @@ def retrieval_metrics(
         100.0
     """
     rank = ranks(similarities, positives, break_ties)
-    queries = len(similarities)
+    return metrics_from_ranks(rank, count_queries(len(similarities), complete_dataset_size))
+
+
+def count_queries(queries: int, complete_dataset_size: int | None = None) -> int:
+    """The number of queries that recalls are divided by: those of the full data set where it is larger.
+
+    Raises:
+        DataError: there are no queries.
+        ConfigError: the full data set is smaller than what is here.
+    """
     total = queries if complete_dataset_size is None else complete_dataset_size
     if queries == 0:
         raise DataError("there is nothing to evaluate: no queries", "check the split and the captions file")
@@ -148,14 +162,53 @@ def retrieval_metrics(
             f"evaluation.complete_dataset_size is {total}, but there are {queries} queries",
             "it counts the items of the full data set, of which some may be missing here",
         )
-    recalls = {"R1": np.count_nonzero(rank == 0)}
-    recalls |= {f"R{k}": np.count_nonzero(rank < k) for k in (5, 10, 50)}
-    metrics = {name: 100.0 * float(count) / total for name, count in recalls.items()}
-    metrics["MedR"] = float(np.median(rank)) + 1 if len(rank) else float("nan")
-    metrics["MeanR"] = float(np.mean(rank)) + 1 if len(rank) else float("nan")
-    product = metrics["R1"] * metrics["R5"] * metrics["R10"]
-    metrics["geometric_mean_R1-R5-R10"] = float(product ** (1 / 3))
+    return total
+
+
+def metrics_from_ranks(rank: NDArray[np.floating], total: int) -> Metrics:
+    """The metrics of `retrieval_metrics` from the ranks of `ranks`.
+
+    Args:
+        rank: (Q',) the ranks, 0 = first, of the queries that have one.
+        total: number of queries, of which those without a rank are errors.
+    """
+    values, counts = np.unique(rank, return_counts=True)
+    return {name: float(column[0]) for name, column in metrics_from_counts(values, counts[None], total).items()}
+
+
+def metrics_from_counts(
+    values: NDArray[np.floating], counts: NDArray[np.integer], total: int
+) -> dict[str, NDArray[np.float64]]:
+    """The metrics of S sets of ranks at once, each set told by how often each rank occurs in it.
+
+    Args:
+        values: (V,) the ranks that occur, 0 = first, ascending and each once.
+        counts: (S, V) how often each occurs in each set.
+        total: number of queries of every set, of which those without a rank are errors.
+
+    Returns:
+        metric -> (S,); the median and mean rank are NaN for a set without any rank.
+    """
+    cumulative = np.cumsum(counts, axis=1)
+    ranked = cumulative[:, -1] if len(values) else np.zeros(len(counts), dtype=np.int64)
+    found = {"R1": values == 0} | {f"R{k}": values < k for k in (5, 10, 50)}
+    metrics = {name: 100.0 * (counts @ is_found.astype(np.int64)) / total for name, is_found in found.items()}
+    metrics["MedR"], metrics["MeanR"] = np.full((2, len(counts)), np.nan)
+    some = ranked > 0
+    if some.any():
+        # The two middle ranks, which are one and the same for an odd number.
+        middle = [_rank_at(values, cumulative[some], (ranked[some] - 1 + upper) // 2) for upper in (0, 1)]
+        metrics["MedR"][some] = (middle[0] + middle[1]) / 2 + 1
+        metrics["MeanR"][some] = counts[some] @ values / ranked[some] + 1
+    metrics["geometric_mean_R1-R5-R10"] = (metrics["R1"] * metrics["R5"] * metrics["R10"]) ** (1 / 3)
     return metrics
+
+
+def _rank_at(
+    values: NDArray[np.floating], cumulative: NDArray[np.integer], place: NDArray[np.integer]
+) -> NDArray[np.floating]:
+    """The rank at a place, 0 = lowest, of every set: values (V,), cumulative counts (S, V), places (S,) -> (S,)."""
+    return values[np.count_nonzero(cumulative <= place[:, None], axis=1)]
 
 
 def check_task(task: str) -> str:
@@ -186,6 +239,29 @@ def task_encoders(tasks: Iterable[str]) -> tuple[str, ...]:
     return tuple(encoder for encoder in SHORT_NAMES.values() if encoder in needed)
 
 
+def task_ranks(embeddings: Mapping[str, NDArray[np.floating]], tasks: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """The ranks of each task's right answers, see `ranks`.
+
+    Args:
+        embeddings: encoder name -> (n, E); row i of every encoder is the same clip.
+        tasks: names such as "t2v" or "t2v_metrics".
+
+    Returns:
+        Task -> (n',) ranks, n' <= n, in the order asked for; without the tasks whose embeddings are not there.
+    """
+    names = [check_task(task) for task in tasks]
+    found: dict[str, NDArray[np.float64]] = {}
+    for pair in _PAIRS:
+        encoders = [SHORT_NAMES[side] for side in pair.split("2")]
+        wanted = [name for name in (pair, _reverse(pair)) if name in names]
+        if not wanted or not all(encoder in embeddings for encoder in encoders):
+            continue
+        # One product serves both directions, as in the original: rounding, and with it ties, are the same.
+        matrix = similarity(embeddings[encoders[0]], embeddings[encoders[1]])
+        found |= {name: ranks(matrix if name == pair else matrix.T) for name in wanted}
+    return {name: found[name] for name in names if name in found}
+
+
 def evaluate(
     embeddings: Mapping[str, NDArray[np.floating]],
     tasks: Sequence[str],
@@ -201,17 +277,11 @@ def evaluate(
     Returns:
         Task -> metrics; empty for a task whose embeddings are not there (a model without audio has no `t2va`).
     """
-    names = [check_task(task) for task in tasks]
-    results: dict[str, Metrics] = {name: {} for name in names}
-    for pair in _PAIRS:
-        encoders = [SHORT_NAMES[side] for side in pair.split("2")]
-        wanted = [name for name in (pair, _reverse(pair)) if name in results]
-        if not wanted or not all(encoder in embeddings for encoder in encoders):
-            continue
-        # One product serves both directions, as in the original: rounding, and with it ties, are the same.
-        matrix = similarity(embeddings[encoders[0]], embeddings[encoders[1]])
-        for name in wanted:
-            results[name] = retrieval_metrics(matrix if name == pair else matrix.T, complete_dataset_size)
+    results: dict[str, Metrics] = {check_task(task): {} for task in tasks}
+    found = task_ranks(embeddings, tasks)
+    if found:
+        total = count_queries(len(next(iter(embeddings.values()))), complete_dataset_size)
+        results |= {task: metrics_from_ranks(rank, total) for task, rank in found.items()}
     return results
 
 
@@ -251,17 +321,50 @@ def average_by_id(
     return averaged, [unique[index] for index in kept]
 
 
-def metrics_table(results: Mapping[str, Metrics], title: str = "") -> Table:
-    """A table for the terminal, one row a task; tasks without a result are left out."""
+def metrics_table(
+    results: Mapping[str, Metrics],
+    title: str = "",
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    published: Sequence[Published] = (),
+) -> Table:
+    """A table for the terminal, one row a task; tasks without a result are left out.
+
+    Args:
+        results: task -> metrics, as from `evaluate`.
+        title: above the table.
+        intervals: task -> metric -> bounds, shown below each figure.
+        published: figures from the literature, in rows of their own below the task's, with their sources below the
+            table. What they do not give stays empty.
+    """
     table = Table(title=title or None)
     table.add_column("task")
     for column in ("R@1", "R@5", "R@10", "R@50", "MedR", "MeanR"):
         table.add_column(column, justify="right")
+    sources = []
     for task, metrics in results.items():
-        if metrics:
-            recalls = (f"{metrics[key]:.1f}" for key in ("R1", "R5", "R10", "R50"))
-            table.add_row(task, *recalls, f"{metrics['MedR']:g}", f"{metrics['MeanR']:.1f}")
+        if not metrics:
+            continue
+        bounds = (intervals or {}).get(task, {})
+        table.add_row(task, *(_cell(key, metrics[key], bounds.get(key)) for key in _COLUMNS))
+        for entry in published:
+            if entry.task == task:
+                sources.append(f"{task}: " + "; ".join(map(str, entry.sources)) + (entry.note and f" ({entry.note})"))
+                name = f"  published [{len(sources)}]" + (f" {entry.backbone}" if entry.backbone else "")
+                cells = (_cell(key, entry.metrics[key]) if key in entry.metrics else "" for key in _COLUMNS)
+                table.add_row(Text(name), *cells)
+    if sources:
+        table.caption = Text("\n".join(f"[{i}] {source}" for i, source in enumerate(sources, 1)))
+        table.caption_justify = "left"
     return table
+
+
+def _cell(metric: str, value: float, bounds: tuple[float, float] | None = None) -> str:
+    """A figure, and below it the interval it lies in."""
+
+    def show(x: float) -> str:
+        return f"{x:g}" if metric == "MedR" else f"{x:.1f}"
+
+    return show(value) if bounds is None else f"{show(value)}\n{show(bounds[0])}–{show(bounds[1])}"
 
 
 def metrics_lines(
