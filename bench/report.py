@@ -11,6 +11,7 @@ import numpy as np
 import pydantic
 import torch
 
+from eao.bench.docs import measured_on
 from eao.bench.hardware import Hardware, describe_hardware
 from eao.bench.latency import Function, Latency, compare, foreign_load, peak_memory
 from eao.errors import ConfigError
@@ -35,8 +36,6 @@ from eao.files import write_text
 Progress = Callable[[str], None]
 TORCH = "torch"
 ENGINE = "onnxruntime"
-BEGIN = "<!-- eao bench: begin -->"
-END = "<!-- eao bench: end -->"
 QUIET = 0.1
 """Cores that other processes may keep busy during a measurement that is to be quoted."""
 
@@ -95,12 +94,9 @@ class BenchReport(pydantic.BaseModel):
     def to_markdown(self) -> str:
         """Latency and memory tables, with the machine they were measured on."""
         hardware = self.hardware
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines = [
-            f"Measured on {hardware.cpu}, {hardware.cores} cores, {hardware.memory_gb:g} GB"
-            + (f", {hardware.gpu}" if hardware.gpu else "")
-            + f"; {self.threads} threads; load average {hardware.load_average:g} at the start; {hardware.system}; "
-            f"{versions}. Milliseconds a call, engine and PyTorch eager in turns.",
+            measured_on(hardware, self.versions, self.threads)
+            + " Milliseconds a call, engine and PyTorch eager in turns.",
             "",
             "| encoder | batch | sizes | torch median | engine median | p90 | p99 | clips/s | speed-up |",
             "|---|---|---|---|---|---|---|---|---|",
@@ -189,27 +185,6 @@ def bench_bundle(
         entries=entries,
         memory=memory,
     )
-
-
-def update_docs(path: str | Path, report: BenchReport, heading: str = "Latency") -> None:
-    """Put the tables of a report into a Markdown file, in place of those of an earlier run.
-
-    They stand between two markers; a file without the markers gets them at its end, and a missing file is created.
-
-    Raises:
-        ConfigError: only one of the markers is there.
-    """
-    path = Path(path)
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Performance\n"
-    section = f"{BEGIN}\n## {heading}\n\n{report.to_markdown()}{END}"
-    if (BEGIN in text) != (END in text) or (BEGIN in text and text.index(END) < text.index(BEGIN)):
-        raise ConfigError(f"{path} has only one of the markers of `eao bench`", f"mend it: {BEGIN} ... {END}")
-    if BEGIN in text:
-        before, _, rest = text.partition(BEGIN)
-        text = before + section + rest.partition(END)[2]
-    else:
-        text = f"{text.rstrip()}\n\n{section}\n"
-    write_text(path, text)
 
 
 def random_feeds(specs: Sequence[InputSpec], sizes: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:

@@ -2,19 +2,72 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from eao.bench.report import ENGINE, TORCH, BenchReport, bench_bundle, update_docs
+from rich.markdown import Markdown
+
+from eao.bench.docs import update_section
+from eao.bench.report import ENGINE, TORCH, BenchReport, bench_bundle
 from eao.console import err, out, print_table
 from eao.embedder import Embedder, TorchBackend
 from eao.errors import ConfigError
 from eao.export.bundle import PARITY_MARKDOWN
 from eao.export.encoders import BATCH
 from eao.export.runtime import Bundle
-from eao.files import write_text
+from eao.files import write_json, write_text
+
+PERFORMANCE = "performance.md"
+
+
+class Report(Protocol):
+    """What a benchmark gives: JSON values and a table."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """The report as JSON values."""
+
+    def to_markdown(self) -> str:
+        """The tables, with the machine they were measured on."""
+
+
+class Suite(NamedTuple):
+    """A benchmark that needs no bundle: the module under `eao.bench` whose `run()` measures, and its heading."""
+
+    module: str
+    heading: str
+
+
+SUITES: dict[str, Suite] = {}
+
+
+def run_suite(
+    name: str, output: str | Path | None = None, docs: str | Path | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Run one of `SUITES`.
+
+    Args:
+        name: of the suite.
+        output: JSON file for the report.
+        docs: folder whose `performance.md` gets the tables.
+        quiet: print nothing.
+
+    Returns:
+        the report as JSON values.
+    """
+    suite = SUITES[name]
+    with err.status(f"measuring {name}") if not quiet else nullcontext():
+        report: Report = importlib.import_module(f"eao.bench.{suite.module}").run()
+    values = report.model_dump(mode="json")
+    if output is not None:
+        write_json(output, values)
+    if docs is not None:
+        update_section(Path(docs) / PERFORMANCE, name, suite.heading, report.to_markdown())
+    if not quiet:
+        out.print(Markdown(report.to_markdown()))
+    return values
 
 
 def run_benchmark(
@@ -76,7 +129,7 @@ def run_benchmark(
     if output is not None:
         report.save(output)
     if docs is not None:
-        update_docs(Path(docs) / "performance.md", report)
+        update_section(Path(docs) / PERFORMANCE, "engines", "Engines", report.to_markdown())
         write_text(Path(docs) / PARITY_MARKDOWN, (Path(engines.source) / PARITY_MARKDOWN).read_text(encoding="utf-8"))
     if not quiet:
         print_table(f"latency, {report.threads} threads, {report.hardware.cpu}", short_rows(report))

@@ -281,7 +281,7 @@ def export(
 
 @app.command()
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="A bundle made by `eao export`.")],
+    target: Annotated[str, typer.Argument(help="A bundle made by `eao export`, or loader, gradcache.")],
     overrides: Overrides = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The checkpoint, for PyTorch beside the engines.")
@@ -294,12 +294,22 @@ def bench(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process."""
+    """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process.
+
+    Instead of a bundle, the name of a benchmark that needs none: `loader` reads raw features and shards, `gradcache`
+    takes training steps in chunks.
+    """
+    from eao.bench.run import SUITES, run_benchmark, run_suite
+
+    if target in SUITES and not Path(target).exists():
+        values = run_suite(target, output, docs, quiet=as_json)
+        if as_json:
+            print_json(values)
+        return
     from eao.api import load
-    from eao.bench.run import run_benchmark
 
     report = run_benchmark(
-        load(bundle, overrides=overrides or []),
+        load(target, overrides=overrides or []),
         model=load(model, device="cpu") if model is not None else None,
         encoders=encoder,
         batches=batch or [1, 8],

@@ -6,7 +6,7 @@ import pytest
 
 from eao.bench.hardware import Hardware
 from eao.bench.latency import Latency
-from eao.bench.report import BEGIN, END, BenchReport, Entry, bench_bundle, update_docs
+from eao.bench.report import BenchReport, Entry, bench_bundle
 from eao.config import Config, ModelConfig
 from eao.errors import ConfigError
 from eao.export.bundle import write_bundle
@@ -81,25 +81,3 @@ def test_only_a_slowdown_beyond_the_noise_of_a_quiet_machine_is_told() -> None:
     slow, noisy, busy = entry(0.5, 0.0), entry(0.97, 0.0), entry(0.5, 0.9)
     assert report(slow, noisy, busy).slower == [slow]
     assert "slower than PyTorch" in report(slow).to_markdown()
-
-
-def test_docs_get_one_section_that_is_refreshed_in_place(tmp_path: Path) -> None:
-    path = tmp_path / "performance.md"
-    path.write_text("# Performance\n\nBefore.\n")
-    update_docs(path, report(entry(1.25, 0.0)))
-    path.write_text(path.read_text() + "\nAfter.\n")
-    update_docs(path, report(entry(1.75, 0.0)))
-    text = path.read_text()
-    assert text.startswith("# Performance\n\nBefore.\n")
-    assert text.endswith("After.\n")
-    assert (text.count(BEGIN), text.count(END)) == (1, 1)
-    assert "1.75x" in text
-    assert "1.25x" not in text
-
-
-def test_a_lone_marker_is_refused_and_the_file_kept(tmp_path: Path) -> None:
-    path = tmp_path / "performance.md"
-    path.write_text(f"text {BEGIN} more")
-    with pytest.raises(ConfigError, match="only one of the markers"):
-        update_docs(path, report())
-    assert path.read_text() == f"text {BEGIN} more"
