@@ -17,13 +17,17 @@ from eao.evaluation.metrics import (
     TASKS,
     average_by_id,
     evaluate,
+    metrics_from_counts,
+    metrics_from_ranks,
     metrics_lines,
     metrics_table,
     ranks,
     retrieval_metrics,
     similarity,
     task_encoders,
+    task_ranks,
 )
+from eao.evaluation.published import find_published
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 CASES = json.loads((GOLDEN / "metrics.json").read_text())["cases"]
@@ -186,3 +190,39 @@ def test_printed_lines_and_table() -> None:
         console.print(metrics_table(results, "test"))
     assert "t2va" in capture.get()
     assert "v2t" not in capture.get()
+
+
+@settings(max_examples=50, deadline=None)
+@given(sets=st.lists(st.lists(st.integers(0, 120).map(lambda x: x / 2), max_size=12), min_size=1, max_size=4))
+def test_counts_give_the_metrics_of_the_ranks_they_count(sets: list[list[float]]) -> None:
+    values = np.unique(np.concatenate([np.array(s, dtype=float) for s in sets]))
+    counts = np.array([[s.count(v) for v in values] for s in sets], dtype=np.int64).reshape(len(sets), len(values))
+    together = metrics_from_counts(values, counts, 15)
+    for i, rank in enumerate(map(np.array, sets)):
+        for k in (5, 10, 50):
+            assert together[f"R{k}"][i] == pytest.approx(100 * (rank < k).sum() / 15)
+        assert together["R1"][i] == pytest.approx(100 * (rank == 0).sum() / 15)
+        median, mean = (np.median(rank) + 1, np.mean(rank) + 1) if len(rank) else (np.nan, np.nan)
+        assert together["MedR"][i] == pytest.approx(median, nan_ok=True)
+        assert together["MeanR"][i] == pytest.approx(mean, nan_ok=True)
+
+
+def test_ranks_of_tasks_are_those_behind_their_metrics() -> None:
+    x, y = np.random.default_rng(0).normal(size=(2, 6, 3))
+    found = task_ranks({"text": x, "video": y}, ["v2t_metrics", "t2va", "t2v"])
+    assert list(found) == ["v2t", "t2v"]
+    results = evaluate({"text": x, "video": y}, list(found), complete_dataset_size=8)
+    assert results == {task: metrics_from_ranks(rank, 8) for task, rank in found.items()}
+
+
+def test_table_with_intervals_and_published_figures() -> None:
+    results = {"t2va": retrieval_metrics(np.eye(3)), "v2t": retrieval_metrics(np.eye(3))}
+    intervals = {"t2va": {"R1": (91.25, 100.0), "MedR": (1.0, 1.5)}}
+    table = metrics_table(results, intervals=intervals, published=find_published("msrvtt", ["t2va"]))
+    columns = {column.header: list(column.cells) for column in table.columns}
+    assert [str(cell) for cell in columns["task"]] == ["t2va", "  published [1]", "v2t"]
+    assert columns["R@1"] == ["100.0\n91.2–100.0", "9.9", "100.0"]
+    assert columns["R@50"] == ["100.0", "", "100.0"]
+    assert columns["MedR"] == ["1\n1–1.5", "", "1"]
+    assert str(table.caption).startswith("[1] t2va: Lin et al.")
+    assert "Table 2, zero-shot, row Everything-At-Once" in str(table.caption)
