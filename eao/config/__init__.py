@@ -45,6 +45,8 @@ from eao.config.experiment import (
     TrainerConfig,
 )
 from eao.config.loading import (
+    check_trained,
+    lay_over,
     load_config,
     merge,
     override_config,
@@ -85,6 +87,8 @@ __all__ = [
     "TrainerConfig",
     "WholeData",
     "YouCook2Data",
+    "check_trained",
+    "lay_over",
     "load_config",
     "merge",
     "override_config",

@@ -11,7 +11,7 @@ import pydantic
 import yaml
 
 from eao.config.data import DATASET_TYPES
-from eao.config.experiment import Config
+from eao.config.experiment import Config, ModelConfig
 from eao.errors import ConfigError
 from eao.yaml_text import parse_yaml
 
@@ -43,15 +43,57 @@ def override_config(config: Config, overrides: Iterable[str]) -> Config:
 
 
 def override_trained(config: Config, overrides: Iterable[str], source: str) -> Config:
-    """As `override_config`, for a model that is trained: `source` names it.
+    """As `override_config`, for a model that is trained: see `check_trained`."""
+    changed = override_config(config, overrides)
+    check_trained(config.model, changed.model, source)
+    return changed
+
+
+def check_trained(trained: ModelConfig, changed: ModelConfig, source: str) -> None:
+    """Refuse settings of a model under which its weights would mean something else.
+
+    How audio tokens are limited and which pairs are trained may change.
+
+    Args:
+        trained: what the weights were trained with.
+        changed: what is wanted of them.
+        source: names the model.
 
     Raises:
-        ConfigError: if `model.*` would change, which the weights do not fit.
+        ConfigError: naming the settings that may not differ.
     """
-    changed = override_config(config, overrides)
-    if changed.model != config.model:
-        raise ConfigError(f"model.* of {source} cannot be changed: its weights are trained", "leave model.* as it is")
-    return changed
+    free = {"audio_pooling", "cross_modal"}
+    if not trained.use_positional_emb:  # their tables have these sizes
+        free |= {"audio_max_frames", "text_max_tokens", "video_max_tokens"}
+    before, after = _leaves(trained.model_dump()), _leaves(changed.model_dump())
+    different = [
+        f"model.{key} ({before[key]} there, {after[key]} here)"
+        for key in before
+        if before[key] != after[key] and key not in free
+    ]
+    if different:
+        raise ConfigError(
+            f"these settings of {source} cannot be changed, since its weights are trained: {', '.join(different)}",
+            f"leave model.* as it is; only {', '.join(sorted(free))} may differ",
+        )
+
+
+def lay_over(config: Config, changes: Mapping[str, Any], source: str) -> Config:
+    """`config` with an experiment file laid over it, such as an evaluation over the settings of a checkpoint.
+
+    Data sets that the file names replace those of the same split whole.
+
+    Args:
+        config: what lies below; it keeps its name.
+        changes: the keys of the file, from `read_yaml`.
+        source: names the file in errors.
+    """
+    values = config.model_dump(mode="python")
+    data = changes.get("data")
+    for split in ("train", "validation", "test"):
+        if isinstance(data, Mapping) and split in data:
+            del values["data"][split]
+    return parse_config({**merge(values, changes), "name": config.name}, source)
 
 
 def parse_config(values: Mapping[str, Any], source: str) -> Config:
@@ -98,6 +140,14 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(value, Mapping) and isinstance(there, Mapping)
         merged[key] = merge(there, value) if both and _same_type(there, value) else value
     return merged
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves
 
 
 def _same_type(base: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
