@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from eao.config import Config, load_config, override_trained
+from eao.config import Config, load_config, override_config
 from eao.embedder import Embedder, TorchBackend
 from eao.errors import CheckpointError, ConfigError
 
@@ -21,27 +21,60 @@ def load(path: str | Path, device: str | None = None, overrides: Iterable[str] =
             engines made by `eao export`.
         device: "cpu", "cuda", "cuda:1" ...; by default a GPU if there is one. A bundle of engines runs on the CPU
             unless "cuda" is asked for.
-        overrides: settings to change as key=value, such as "data.text.path=vectors.bin"; none of `model.*`.
+        overrides: settings to change as key=value, such as "data.text.path=vectors.bin". Of `model.*` only those that
+            mean the same weights, such as `model.audio_pooling`.
 
     Raises:
         CheckpointError: there is no model at `path`, or it is damaged.
-        ConfigError: an unknown setting, or a device that is not there.
+        ConfigError: an unknown setting, one that the weights do not fit, or a device that is not there.
 
     Example:
         >>> load("runs/demo/best").embed(text="a dog barks").shape  # doctest: +SKIP
         (1, 1024)
     """
-    path = Path(path)
+    return _load(Path(path), device, lambda trained: override_config(trained, overrides))
+
+
+def load_for_evaluation(
+    path: str | Path, experiment: str | Path, device: str | None = None, overrides: Iterable[str] = ()
+) -> Embedder:
+    """Load a model with the settings of an evaluation laid over its own.
+
+    Args:
+        path: see `load`.
+        experiment: a file in this package's schema or the authors', or the name of a shipped one, such as
+            "evaluation/msrvtt_at_once".
+        device: see `load`.
+        overrides: see `load`; they come last.
+
+    Raises:
+        CheckpointError: as `load`.
+        ConfigError: as `load`; there is no such experiment, or its `model` is not what the weights were trained with.
+
+    Example:
+        >>> load_for_evaluation("checkpoints/everything_at_once_tva", "msrvtt_clips")  # doctest: +SKIP
+    """
+    from eao.experiments import load_evaluation
+
+    return _load(Path(path), device, lambda trained: override_config(load_evaluation(experiment, trained), overrides))
+
+
+def _load(path: Path, device: str | None, change: Callable[[Config], Config]) -> Embedder:
     given, device = device, choose_device(device)
     if _is_bundle(path):
         from eao.export.runtime import Bundle
 
         bundle = Bundle(path, device="cpu" if given is None else given)
-        return Embedder(bundle, path, override_trained(bundle.config, overrides, str(path)), device)
+        config = change(bundle.config)
+        if config.model != bundle.config.model:
+            raise ConfigError(
+                f"model.* of {path} cannot be changed: its engines are compiled", "evaluate the checkpoint instead"
+            )
+        return Embedder(bundle, path, config, device)
     from eao.checkpoint import load_checkpoint
 
-    model, config = load_checkpoint(path)
-    return Embedder(TorchBackend(model, config, device), path, override_trained(config, overrides, str(path)), device)
+    model, config = load_checkpoint(path, change)
+    return Embedder(TorchBackend(model, config, device), path, config, device)
 
 
 def load_model_config(path: str | Path) -> Config:
@@ -55,10 +88,9 @@ def load_model_config(path: str | Path) -> Config:
         if not (path / CONFIG_FILE).is_file():
             raise CheckpointError(f"the bundle {path} has no {CONFIG_FILE}", "copy the bundle whole")
         return load_config(path / CONFIG_FILE)
-    from eao.checkpoint import find_checkpoint, load_authors
+    from eao.checkpoint import checkpoint_config
 
-    location = find_checkpoint(path)
-    return load_config(location / CONFIG_FILE) if location.is_dir() else load_authors(location)[1]
+    return checkpoint_config(path)
 
 
 def choose_device(device: str | None = None) -> str:

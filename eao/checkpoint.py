@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from eao.authors import AuthorsFile, read_authors_yaml, read_pth, translate_config
-from eao.config import Config, load_config, override_trained
+from eao.authors import AuthorsFile, is_authors, read_authors_config, read_pth, translate_config
+from eao.config import Config, check_trained, load_config, override_trained
 from eao.errors import CheckpointError
 from eao.files import atomic_path
 from eao.model import build_model
+from eao.model.fit import SHOWN, aliases, fit_weights, list_keys
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 RUN_CHECKPOINTS = ("best", "latest")
-SHOWN = 3
-"""How many keys an error lists."""
 
 
 def save_native(
@@ -51,9 +49,9 @@ def save_native(
     folder = Path(folder)
     _refuse_foreign(folder)
     once: dict[str, Tensor] = {}
-    aliases = _aliases(model)
+    second_names = aliases(model)
     for key, tensor in model.state_dict().items():
-        if key not in aliases:
+        if key not in second_names:
             once[key] = tensor.detach().cpu().contiguous()
     with atomic_path(folder) as temporary:
         temporary.mkdir()
@@ -68,20 +66,39 @@ def save_native(
                 content(temporary / name)
 
 
-def load_checkpoint(path: str | Path) -> tuple[nn.Module, Config]:
+def load_checkpoint(path: str | Path, change: Callable[[Config], Config] | None = None) -> tuple[nn.Module, Config]:
     """The model, in eval mode on the CPU, and its configuration.
 
     Args:
         path: a native folder, a run folder (its `best/`, else its `latest/`), an authors' `.pth` or a folder with one.
+        change: gives the configuration to use in place of the stored one, such as that of an evaluation.
 
     Raises:
         CheckpointError: if there is none, it is damaged, or weights and configuration do not fit.
+        ConfigError: if `change` changes what the weights were trained with.
 
     Example:
         >>> model, config = load_checkpoint("runs/demo")  # doctest: +SKIP
     """
     location = find_checkpoint(path)
-    return load_native(location) if location.is_dir() else load_authors(location)
+    if location.is_dir():
+        config, state = _native_config(location), _read_native(location)
+    else:
+        file = read_pth(location)
+        config, state = _logged(location, *_authors_config(location, file, None)), file.state
+    if change is not None:
+        changed = change(config)
+        check_trained(config.model, changed.model, str(path))
+        config = changed
+    return _build(config, state, str(location)), config
+
+
+def checkpoint_config(path: str | Path) -> Config:
+    """The configuration of a checkpoint, whose model is not built. See `load_checkpoint`."""
+    location = find_checkpoint(path)
+    if location.is_dir():
+        return _native_config(location)
+    return _logged(location, *_authors_config(location, read_pth(location), None))
 
 
 def load_native(folder: str | Path) -> tuple[nn.Module, Config]:
@@ -101,9 +118,7 @@ def load_authors(path: str | Path, config: Config | str | Path | None = None) ->
     """
     path = Path(path)
     file = read_pth(path)
-    resolved, notices = _authors_config(path, file, config)
-    for notice in notices:
-        logger.info("%s: %s", path, notice)
+    resolved = _logged(path, *_authors_config(path, file, config))
     return _build(resolved, file.state, str(path)), resolved
 
 
@@ -119,7 +134,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     location = find_checkpoint(path)
     state = _read_native(location) if location.is_dir() else read_pth(location).state
-    model.load_state_dict(_fit(model, state, str(location)))
+    model.load_state_dict(fit_weights(model, state, str(location)))
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -183,7 +198,8 @@ def convert(
     different = [key for key, tensor in file.state.items() if not _same_bits(tensor, written[key])]
     if different:
         raise CheckpointError(
-            f"{target} differs from {location} in {_list(different)}", "the disk or the memory is at fault; try again"
+            f"{target} differs from {location} in {list_keys(different)}",
+            "the disk or the memory is at fault; try again",
         )
     return {
         "source": str(location),
@@ -220,24 +236,30 @@ def _authors_config(path: Path, file: AuthorsFile, config: Config | str | Path |
         return config, []
     beside = path.parent / CONFIG_FILE
     if config is not None:
-        source, values = Path(config), read_authors_yaml(config)
+        source, values = Path(config), read_authors_config(config)
     elif file.config is not None:
         source, values = path, dict(file.config)
         if beside.is_file():
             # The copy inside lacks paths such as word2vec's, which their loader removed before saving.
-            whole = read_authors_yaml(beside)
+            whole = read_authors_config(beside)
             values = whole if whole.get("arch") == _plain(values.get("arch")) else values
     elif beside.is_file():
-        source, values = beside, read_authors_yaml(beside)
+        source, values = beside, read_authors_config(beside)
     else:
         raise CheckpointError(
             f"{path} holds no configuration, and there is no {CONFIG_FILE} beside it",
             "put the config.yaml of its training beside it, or name one with --config",
         )
-    if "arch" not in values and ("model" in values or "base" in values):
+    if not is_authors(values) and ("model" in values or "base" in values):
         return load_config(source), []
     translation = translate_config(values, file.state)
     return translation.config, translation.notices
+
+
+def _logged(path: Path, config: Config, notices: list[str]) -> Config:
+    for notice in notices:
+        logger.info("%s: %s", path, notice)
+    return config
 
 
 def _plain(value: Any) -> Any:
@@ -249,129 +271,8 @@ def _build(config: Config, state: dict[str, Tensor], source: str) -> nn.Module:
     # Without memory of its own, so that a checkpoint of gigabytes is held once.
     with torch.device("meta"):
         model = build_model(config.model)
-    model.load_state_dict(_fit(model, state, source), assign=True)
+    model.load_state_dict(fit_weights(model, state, source), assign=True)
     return model.eval()
-
-
-def _fit(model: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The state with second names filled in and floats in the model's type, checked key by key."""
-    expected = model.state_dict()
-    # Of two names with different values the later one wins, as in the original's loading.
-    full = dict(state)
-    for alias, key in _aliases(model).items():
-        if alias in full:
-            full[key] = full[alias]
-        elif key in full:
-            full[alias] = full[key]
-    _check_keys(set(expected) - set(full), set(full) - set(expected), source)
-    wrong = [key for key, tensor in expected.items() if tensor.shape != full[key].shape]
-    if wrong:
-        key = wrong[0]
-        ours, theirs = tuple(expected[key].shape), tuple(full[key].shape)
-        others = f" ({len(wrong) - 1} more keys differ)" if len(wrong) > 1 else ""
-        raise CheckpointError(
-            f"{source}: {key} is {theirs} in the checkpoint but {ours} in the configured model{others}",
-            _shape_hint(key, theirs, ours),
-        )
-    broken = [key for key, tensor in full.items() if not _finite(tensor)]
-    if broken:
-        raise CheckpointError(
-            f"{source}: NaN or infinite weights in {_list(broken)}", "its training diverged; use an earlier checkpoint"
-        )
-    return {
-        key: full[key].to(tensor.dtype) if tensor.is_floating_point() else full[key] for key, tensor in expected.items()
-    }
-
-
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """Second names of parameters and buffers, and the first name of each."""
-    first: dict[int, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first[id(x)] for name, x in named if first.setdefault(id(x), name) != name}
-
-
-_HEADS = r"(text|video|audio)_proj\."
-_KEY_SETTINGS = (
-    # what only the checkpoint has, what only the model has (empty = anything), the setting that makes them agree
-    (r"fusion\.masking_token", "", "model.architecture=fusion"),
-    (r"DAVEnet\.", "", "model.architecture=avlnet model.audio.version=v1"),
-    (r"fusion_(text|video|audio)\.", "", "model.architecture=per-modality"),
-    ("", r"fusion_(text|video|audio)\.", "model.architecture=fusion"),
-    (r"\w+_pos_embed", "", "model.use_positional_emb=true"),
-    ("", r"\w+_pos_embed", "model.use_positional_emb=false"),
-    (r"fusion\.cls_token", "", "model.fusion.use_cls_token=true"),
-    ("", r"fusion\.cls_token", "model.fusion.use_cls_token=false"),
-    (r"fusion\.blocks\.\d+\.norm1", "", "a larger model.fusion.depth"),
-    ("", r"fusion\.blocks\.\d+\.norm1", "a smaller model.fusion.depth"),
-    (r"fusion\.blocks\.\d+\.attn\.qkv\.bias", "", "model.fusion.qkv_bias=true"),
-    ("", r"fusion\.blocks\.\d+\.attn\.qkv\.bias", "model.fusion.qkv_bias=false"),
-    (_HEADS, r"proj\.", "model.individual_projections=true"),
-    (r"proj\.", _HEADS, "model.individual_projections=false"),
-    (r"\w+_token_proj\.[fc]", "", "model.token_projection=gated"),
-    (r"\w+_token_proj\.", "", "model.token_projection=minimal"),
-    ("", r"\w+_token_proj\.", "model.token_projection=none"),
-    (r"\w*proj\.[fc]", "", "model.output_projection=gated"),
-    (r"\w*proj\.", "", "model.output_projection=minimal"),
-    ("", r"\w*proj\.", "model.output_projection=none"),
-    (r"davenet\.", "", "model.audio.version=v2"),
-    ("", r"davenet\.", "model.audio.version=v1"),
-)
-
-
-def _check_keys(missing: set[str], unexpected: set[str], source: str) -> None:
-    if not missing and not unexpected:
-        return
-    parts = []
-    if missing:
-        parts.append(f"it lacks {len(missing)} of the model's tensors: {_list(sorted(missing))}")
-    if unexpected:
-        parts.append(f"it has {len(unexpected)} that the model lacks: {_list(sorted(unexpected))}")
-    hint = "it belongs to another configuration"
-    for theirs, ours, setting in _KEY_SETTINGS:
-        if _any(theirs, unexpected) and _any(ours, missing):
-            hint = f"its configuration probably had {setting}"
-            break
-    raise CheckpointError(f"{source} does not fit the configured model: {'; '.join(parts)}", hint)
-
-
-def _any(pattern: str, keys: set[str]) -> bool:
-    return not pattern or any(re.match(pattern, key) for key in keys)
-
-
-_SHAPE_SETTINGS = (
-    # a key pattern, the axis, the setting that decides its size
-    (r"fusion\w*\.(masking_token|cls_token|norm)|\w+_norm_layer", -1, "model.fusion.embed_dim"),
-    (r"(text_token_proj|text_pooling_caption)\.(fc\.)?weight", 1, "model.text_dim"),
-    (r"(video_token_proj|GU_video)\.(fc\.)?weight", 1, "model.video_dim"),
-    (r"\w+_token_proj\.", 0, "model.fusion.embed_dim"),
-    (r"(\w+_)?proj\.|GU_|text_pooling|DAVEnet_projection", 0, "model.embedding_dim"),
-    (r"video_pos_embed", 1, "model.video_max_tokens"),
-    (r"text_pos_embed", 1, "model.text_max_tokens"),
-)
-_TEXT_ENCODERS = {300: "word2vec", 384: "minilm", 512: "clip"}
-
-
-def _shape_hint(key: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> str:
-    if len(theirs) == len(ours):
-        for pattern, axis, setting in _SHAPE_SETTINGS:
-            if re.match(pattern, key) and theirs[axis] != ours[axis]:
-                hint = f"set {setting}={theirs[axis]}"
-                encoder = _TEXT_ENCODERS.get(theirs[axis]) if setting == "model.text_dim" else None
-                return f"it was trained on other text features; {hint} data.text.encoder={encoder}" if encoder else hint
-        if key.startswith("audio_pos_embed"):
-            return "set model.audio_max_frames to its number of audio tokens times 64 (16 for DAVEnet v1)"
-        if ".mlp." in key:
-            return "set model.fusion.mlp_ratio to the width of its MLP over model.fusion.embed_dim"
-        if key.lower().startswith("davenet."):
-            return "set model.audio.version, model.audio.channels and model.audio.blocks as in its training"
-    return "use the configuration it was trained with"
-
-
-def _finite(tensor: Tensor) -> bool:
-    # The sum of finite weights is finite in practice and takes no memory; only if not is every value looked at.
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
-        return True
-    return bool(torch.isfinite(tensor).all())
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
@@ -386,8 +287,3 @@ def _refuse_foreign(folder: Path) -> None:
         raise CheckpointError(f"{folder} is a file", "name a folder for the checkpoint")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS_FILE).is_file():
         raise CheckpointError(f"{folder} holds other files, which a checkpoint would replace", "name a new folder")
-
-
-def _list(keys: list[str]) -> str:
-    more = f", ... ({len(keys) - SHOWN} more)" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + more

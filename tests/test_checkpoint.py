@@ -16,7 +16,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from eao.authors import translate_config
 from eao.checkpoint import (
     convert,
     find_checkpoint,
@@ -493,7 +492,7 @@ def test_convert_keeps_every_bit(tmp_path, case):
     assert report["parameters"] == sum(p.numel() for p in model.parameters())
     assert config.loss.weights.text_video == 1
     assert config.data.audio_frames == 768
-    assert any(notice.startswith("val_data_loaders[0]") for notice in report["notices"])
+    assert report["notices"] == []
 
 
 def test_convert_refuses_a_native_source_and_a_used_target(tmp_path, pth):
@@ -525,68 +524,3 @@ def test_trained_checkpoints_embed_as_the_authors_code_did(recipe, case, name):
     assert expected
     for encoder, value in expected.items():
         torch.testing.assert_close(actual[encoder], value, rtol=1e-4, atol=1e-5)
-
-
-# Translation
-
-
-def test_translation_of_a_whole_configuration():
-    authors = yaml.safe_load((CONVERTED / "pre_tva_dataparallel" / "config.yaml").read_text())
-    translation = translate_config(authors)
-    config = translation.config
-    assert (config.model.architecture, config.model.video_dim, config.model.text_dim) == ("fusion", 96, 30)
-    assert config.model.fusion.embed_dim == 64
-    assert config.loss.kind == "norm-softmax"
-    assert config.loss.weights.model_dump() == {
-        "text_video": 1, "text_audio": 0.1, "video_audio": 0.1,
-        "text_videoaudio": 0.1, "video_textaudio": 0.1, "audio_textvideo": 0.1,
-    }  # fmt: skip
-    assert (config.optimizer.name, config.optimizer.lr) == ("Adam", 0.001)
-    assert (config.schedule.name, config.schedule.gamma) == ("exponential", 0.9)
-    assert (config.trainer.epochs, config.trainer.monitor, config.trainer.precision) == (2, None, "auto")
-    assert config.data.text.max_words == 20
-    assert config.data.text.path == "synth/word2vec.bin"
-    assert (config.data.video_tokens, config.data.audio_frames, config.data.batch_size) == (12, 768, 12)
-    assert config.evaluation.batch_size == 32
-    assert "t2v+a" in config.evaluation.tasks
-    assert config.features.video_3d.rate == 1.5
-    assert any("flag_text_audio_misaligned" in notice for notice in translation.notices)
-
-
-def test_translation_fills_in_the_authors_defaults():
-    model = translate_config({"arch": {"type": "EverythingAtOnceModel", "args": {"fusion_params": {}}}}).config.model
-    assert (model.fusion.embed_dim, model.fusion.num_heads, model.fusion.mlp_ratio) == (768, 12, 4.0)
-    assert (model.embedding_dim, model.token_projection, model.audio.version) == (6144, "gated", "v2")
-
-
-def test_translation_of_the_clip_variant():
-    kwargs = {"use_3D": False, "key_2d": "clip", "word2vec_path": "unused.bin"}
-    authors = {
-        "arch": ARCH,
-        "trainer": {"use_clip_text_model": True, "use_clip_text_model_use_proj": True},
-        "data_loader": {"args": {"dataset_kwargs": kwargs}},
-    }
-    translation = translate_config(authors)
-    assert translation.config.data.text.encoder == "clip"
-    assert translation.config.data.text.path is None
-    assert translation.config.features.video_3d is None
-    assert not any("use_proj" in notice for notice in translation.notices)
-
-
-@pytest.mark.parametrize(
-    ("authors", "message"),
-    [
-        ({"data_loader": {}}, "names no architecture"),
-        ({"arch": {"type": "BertModel"}}, "unknown architecture 'BertModel'"),
-        ({"arch": {"type": "AVLnetBaselineModel", "args": {"davenet_v2": True}}}, "davenet_v2"),
-        ({"arch": {"type": "EverythingAtOnceModel", "args": {"projection": "conv"}}}, "unknown projection"),
-        ({"arch": ARCH, "loss": {"args": {"contrastive_loss": "Triplet"}}}, "unknown loss"),
-        (
-            {"arch": {"type": "EverythingAtOnceModel", "args": {"fusion_params": {"embed_dim": 10, "num_heads": 3}}}},
-            "no multiple",
-        ),
-    ],
-)
-def test_configurations_that_cannot_be_translated(authors, message):
-    with pytest.raises(CheckpointError, match=message):
-        translate_config(authors)

@@ -45,6 +45,7 @@ from eao.config.experiment import (
     TrainerConfig,
 )
 from eao.config.loading import (
+    apply_overrides,
     check_trained,
     lay_over,
     load_config,
@@ -87,6 +88,7 @@ __all__ = [
     "TrainerConfig",
     "WholeData",
     "YouCook2Data",
+    "apply_overrides",
     "check_trained",
     "lay_over",
     "load_config",

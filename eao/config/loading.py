@@ -26,9 +26,7 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
         >>> load_config(overrides=["model.fusion.depth=2", "optimizer.lr=1e-4"]).model.fusion.depth
         2
     """
-    values: dict[str, Any] = read_yaml(path) if path is not None else {}
-    for override in overrides:
-        _apply_override(values, override)
+    values = apply_overrides(read_yaml(path) if path is not None else {}, overrides)
     if path is not None:
         values.setdefault("name", Path(path).stem)
     return parse_config(values, str(path) if path is not None else "the command line")
@@ -36,10 +34,14 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
 
 def override_config(config: Config, overrides: Iterable[str]) -> Config:
     """A copy of `config` with `key=value` overrides applied."""
-    values = config.model_dump(mode="python")
+    return parse_config(apply_overrides(config.model_dump(mode="python"), overrides), "the command line")
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Settings not yet checked, with `key=value` overrides applied; the mapping itself is changed."""
     for override in overrides:
         _apply_override(values, override)
-    return parse_config(values, "the command line")
+    return values
 
 
 def override_trained(config: Config, overrides: Iterable[str], source: str) -> Config:
@@ -67,14 +69,14 @@ def check_trained(trained: ModelConfig, changed: ModelConfig, source: str) -> No
         free |= {"audio_max_frames", "text_max_tokens", "video_max_tokens"}
     before, after = _leaves(trained.model_dump()), _leaves(changed.model_dump())
     different = [
-        f"model.{key} ({before[key]} there, {after[key]} here)"
+        f"model.{key} is {before[key]} there, not {after[key]}"
         for key in before
         if before[key] != after[key] and key not in free
     ]
     if different:
         raise ConfigError(
-            f"these settings of {source} cannot be changed, since its weights are trained: {', '.join(different)}",
-            f"leave model.* as it is; only {', '.join(sorted(free))} may differ",
+            f"what the weights of {source} were trained with cannot be changed: {', '.join(different)}",
+            f"of model.*, only {', '.join(sorted(free))} may differ",
         )
 
 
@@ -137,8 +139,10 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in changes.items():
         there = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(there, Mapping)
-        merged[key] = merge(there, value) if both and _same_type(there, value) else value
+        if isinstance(value, Mapping) and isinstance(there, Mapping) and _same_type(there, value):
+            merged[key] = merge(there, value)
+        else:
+            merged[key] = value
     return merged
 
 
