@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import struct
-import zipfile
-import zlib
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eao.config import DataConfig, FolderData
+from eao.data.arrays import EXTRACT_AGAIN, Array, check_finite, check_rows, check_spectrogram, load_array
 from eao.data.captions import Caption, read_captions
-from eao.data.item import AUDIO_BANDS, Item, cut_item, make_item, whole_shape
+from eao.data.item import Item, cut_item, make_item, whole_shape
 from eao.errors import DataError
 
 # n rows of a stream, D its width, N video tokens, T spectrogram frames
@@ -25,8 +22,6 @@ STREAMS = ("video_2d", "video_3d", "audio")
 SUFFIXES = {"video_2d": "_2d.npz", "video_3d": "_3d.npz", "audio": "_spec.npz"}
 KEYS = {"video_2d": "features", "video_3d": "features", "audio": "arr_0"}
 CACHE_BYTES = 1 << 30
-
-Array: TypeAlias = NDArray[Any]
 
 
 class StoredFeatures(NamedTuple):
@@ -52,25 +47,10 @@ def read_array(path: Path, stream: str) -> Array:
     Raises:
         DataError: naming the file, if it is damaged, holds objects, or an array of another kind or shape.
     """
-    key = KEYS[stream]
-    hint = "extract this clip again with `eao extract`"
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
-            array = np.lib.format.read_array(member, allow_pickle=False)
-    except KeyError:
-        raise DataError(f"{path} has no array named {key!r}", hint) from None
-    except (
-        *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError, MemoryError, OverflowError),
-        *(zipfile.BadZipFile, zlib.error, struct.error),
-    ) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"cannot read features from {path}: {reason}", hint) from None
-    wanted = f"({AUDIO_BANDS}, frames)" if stream == "audio" else "(rows, width)"
-    if array.ndim != 2 or array.dtype.kind != "f" or (stream == "audio" and len(array) != AUDIO_BANDS):
-        raise DataError(f"{path}: {key!r} is {array.dtype}{array.shape}, not a float array {wanted}", hint)
-    if not np.isfinite(array).all():
-        raise DataError(f"{path}: {key!r} holds values that are not finite", hint)
-    return np.asarray(array)
+    array = load_array(path, KEYS[stream], EXTRACT_AGAIN)
+    check = check_spectrogram if stream == "audio" else check_rows
+    name = f"{path}: {KEYS[stream]!r}"
+    return check_finite(check(array, name, EXTRACT_AGAIN), name, EXTRACT_AGAIN)
 
 
 class FolderDataset:

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from eao.config import ClipData, DataConfig, Sampling, WholeData
+from eao.data.arrays import AUDIO_BANDS
 from eao.data.sampling import Floats, Mask, create_audio, create_video, cut_into_clips
 from eao.errors import ConfigError
 from eao.model.batch import Batch
 
 # N video tokens, D their width, T spectrogram frames
 
-AUDIO_BANDS = 40
 DISCARDED = "-1"
 """The id of a piece that evaluation leaves out."""
 
