@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -55,6 +56,20 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def recover(target: str | Path) -> None:
+    """Put back a folder that a killed writer had taken away but not yet replaced, and remove what it left.
+
+    Call it only where nobody else is writing `target`.
+    """
+    target = Path(target)
+    retired = sorted(target.parent.glob(f".{glob.escape(target.name[:40])}.*.old"), key=lambda p: p.stat().st_mtime)
+    if retired and not target.exists():
+        os.replace(retired.pop(), target)
+    pattern = f".{glob.escape(target.stem[:40])}.*.tmp{glob.escape(target.suffix)}"
+    for left in (*retired, *target.parent.glob(pattern)):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -108,10 +108,15 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """The learning rate over time: linear warm-up in steps, then a decay per epoch."""
+    """The learning rate over time: linear warm-up in steps, then a decay.
 
-    name: Literal["constant", "exponential", "cosine"] = "exponential"
+    `name` is "constant", "exponential" (times `gamma` after each epoch, as the authors train), "cosine" (to zero over
+    the whole run, step by step), or a scheduler of `torch.optim.lr_scheduler` with `args`, stepped after each epoch.
+    """
+
+    name: str = "exponential"
     gamma: float = pydantic.Field(0.9, gt=0, le=1)
+    args: dict[str, Any] = {}
     warmup_steps: int = pydantic.Field(0, ge=0)
 
 
@@ -119,15 +124,36 @@ class TrainerConfig(Section):
     """The training loop."""
 
     epochs: PositiveInt = 15
+    max_items_per_epoch: PositiveInt | None = None
+    """An epoch ends before more items of the data set than this are read: the authors' `max_samples_per_epoch`."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
+    """Of the model's forward and backward pass; the loss is float32 always. "fp32" is IEEE float32: TF32 stays off."""
     clip_grad_norm: float | None = pydantic.Field(None, gt=0)
     eval_mode: bool = False
     """Keep the model in eval mode (BatchNorm frozen) while all parameters train: the authors' fine-tuning."""
+    sync_batchnorm: bool = False
+    """With several processes, normalise with the statistics of the whole batch; else each process uses its own, as each
+    GPU of the authors' did."""
+    accumulate: PositiveInt = 1
+    """Split a step's batch into so many parts whose gradients are averaged. Each part has a loss of its own, with only
+    its own clips as negatives."""
+    gradcache_chunk: PositiveInt | None = None
+    """Clips that go through the model at once, while the loss still sees the whole batch (GradCache, arXiv 2101.06983):
+    the memory of a chunk for a second forward pass."""
+    ema_decay: float | None = pydantic.Field(None, gt=0, lt=1)
+    """Keep a moving average of the weights; validation, `best` and `epoch-N` use it."""
     save_every: int = pydantic.Field(0, ge=0)
+    checkpoint_steps: int = pydantic.Field(0, ge=0)
+    """Write `latest` every so many steps within an epoch too; 0 = only after an epoch."""
     validate_every: PositiveInt = 1
+    initial_validation: bool = False
+    """Validate before the first step: epoch 0 of the log."""
     monitor: str | None = "validation/t2va/R1"
-    """A metric to keep the best checkpoint by, higher = better."""
+    """The metric to keep the best checkpoint by: "max validation/t2va/R1", "min validation/loss"; plain = max."""
     early_stop: PositiveInt | None = None
+    """Stop after more than so many validated epochs without improvement."""
+    log_steps: int = pydantic.Field(0, ge=0)
+    """Give loss, learning rate and throughput to the trackers every so many steps too; 0 = only after an epoch."""
     initial_weights: str | None = None
     noise: float = pydantic.Field(0.0, ge=0)
     """Standard deviation of noise added to text and video features in training, relative to a unit-norm row."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from eao.config import ClipData, DataConfig, FolderData
 from eao.data.item import ClipDataset
+from eao.data.loader import WHOLE, BatchLoader, Loader, Share
+from eao.data.text import TextEncoder
 from eao.errors import ConfigError
 
 
@@ -23,3 +25,31 @@ def open_dataset(config: ClipData, data: DataConfig) -> ClipDataset:
 
         return FolderDataset(config, data)
     raise ConfigError(f"a data set of type {getattr(config, 'type', None)!r} cannot be read item by item")
+
+
+def training_loader(
+    config: ClipData, data: DataConfig, text_encoder: TextEncoder | None, seed: int = 0, share: Share = WHOLE
+) -> BatchLoader:
+    """The batches of a data set to train on: in an order of its own each epoch, all of them full.
+
+    Args:
+        config: the section `data.train`.
+        data: sizes that hold where the section does not state its own.
+        text_encoder: of the captions.
+        seed: of the order, and of what is random in the items.
+        share: the part of each batch that this process reads.
+
+    Raises:
+        ConfigError: the batch does not divide among the processes.
+        DataError: a file is missing or damaged.
+    """
+    return Loader(
+        open_dataset(config, data),
+        text_encoder,
+        config.batch_size or data.batch_size,
+        shuffle=True,
+        seed=seed % 2**32,
+        drop_last=True,
+        workers=data.workers,
+        share=share,
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from eao.files import atomic_path
 
 if TYPE_CHECKING:
-    from eao.training.trainer import EpochRecord
+    from eao.training.records import EpochRecord
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +30,11 @@ def plot_curves(
         return False
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, recall = figure.subplots(1, 2)
-    epochs = [r.epoch for r in records]
-    loss.plot(epochs, [r.loss for r in records], color="black", label="total")
-    for term in records[-1].terms if records else ():
-        loss.plot(epochs, [r.terms.get(term, float("nan")) for r in records], alpha=0.6, label=term)
+    trained = [r for r in records if r.loss is not None]
+    epochs = [r.epoch for r in trained]
+    loss.plot(epochs, [r.loss for r in trained], color="black", label="total")
+    for term in trained[-1].terms if trained else ():
+        loss.plot(epochs, [r.terms.get(term, float("nan")) for r in trained], alpha=0.6, label=term)
     loss.set(xlabel="epoch", ylabel="training loss")
     loss.legend(fontsize="small")
     validated = [r for r in records if r.validation]

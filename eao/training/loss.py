@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ class CombinatorialLoss:
         """The embeddings the loss needs."""
         return tuple(dict.fromkeys(encoder for term in self.weights for encoder in TERMS[term]))
 
+    def active_terms(self, encoders: Container[str]) -> list[str]:
+        """The weighted terms of which both embeddings are among `encoders`."""
+        return [term for term in self.weights if all(encoder in encoders for encoder in TERMS[term])]
+
     def __call__(
         self, embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -57,7 +61,7 @@ class CombinatorialLoss:
 
         Args:
             embeddings: encoder -> (B, E). Without both embeddings a term is inactive and its weight not counted.
-            present: modality -> (B,) bool, from `model.nonempty`.
+            present: modality -> (B,) bool, from `model.nonempty`; best on the CPU, where asking them makes no GPU wait.
 
         Returns:
             a scalar, and the detached value of each term that had at least one complete clip.
@@ -65,7 +69,7 @@ class CombinatorialLoss:
         Raises:
             ConfigError: if the model gives the embeddings of no weighted term.
         """
-        active = [term for term in self.weights if all(encoder in embeddings for encoder in TERMS[term])]
+        active = self.active_terms(embeddings)
         if not active:
             raise ConfigError(
                 f"the model gives {', '.join(embeddings)}, and no weighted term of the loss compares two of these",
@@ -74,14 +78,15 @@ class CombinatorialLoss:
         total = torch.zeros((), device=next(iter(embeddings.values())).device)
         values: dict[str, Tensor] = {}
         for term in active:
-            a, b = TERMS[term]
-            modalities = {*encoder_modalities(a), *encoder_modalities(b)}
+            a, b = (embeddings[encoder] for encoder in TERMS[term])
+            modalities = {m for encoder in TERMS[term] for m in encoder_modalities(encoder)}
             complete = torch.stack([present[m] for m in modalities]).all(0)
             if not complete.any():
                 continue
-            value = contrastive_loss(
-                embeddings[a][complete], embeddings[b][complete], self.config.kind, self.config.temperature
-            )
+            if not complete.all():
+                rows = complete.nonzero().squeeze(1).to(a.device, non_blocking=True)
+                a, b = a[rows], b[rows]
+            value = contrastive_loss(a, b, self.config.kind, self.config.temperature)
             total = total + self.weights[term] * value
             values[term] = value.detach()
         return total / sum(self.weights[term] for term in active), values

@@ -4,301 +4,306 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from eao.checkpoint import load_weights, save_native
-from eao.config import Config, load_config
-from eao.data.datasets import open_dataset
+from eao.config import Config
+from eao.data.datasets import training_loader
+from eao.data.item import ClipDataset
 from eao.data.loader import Loader
 from eao.data.text import TextEncoder, build_text_encoder
-from eao.embedder import TorchBackend
-from eao.errors import CheckpointError, ConfigError, EaoError
-from eao.evaluation.metrics import Metrics
-from eao.evaluation.run import evaluate_backend, evaluation_loader
+from eao.errors import ConfigError, EaoError
+from eao.evaluation.run import evaluation_loader
 from eao.files import atomic_path, write_text
-from eao.model import build_model
-from eao.training.augment import augment
+from eao.model import Batch, build_model
+from eao.training.batchnorm import synchronize_batchnorm
+from eao.training.distributed import ALONE, Processes, choose_device
 from eao.training.loss import CombinatorialLoss
-from eao.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from eao.training.optimizer import build_optimizer, set_learning_rate
+from eao.training.records import EpochRecord, EpochSums, Monitor, Progress, train_metrics
+from eao.training.schedule import Schedule
+from eao.training.state import (
+    BEST,
+    LATEST,
+    LOG_FILE,
+    STATE_FILE,
+    begin_run,
+    check_unchanged,
+    load_records,
+    load_state,
+)
+from eao.training.step import OptimizerStep, StepValues, seed_torch
+from eao.training.tracking import Trackers, build_trackers
+from eao.training.validation import validate
 
 logger = logging.getLogger(__name__)
-
-STATE_FILE = "training.pt"
-
-
-@dataclass
-class EpochRecord:
-    """One line of `log.jsonl`."""
-
-    epoch: int
-    step: int
-    loss: float
-    terms: dict[str, float]
-    learning_rate: float
-    clips_per_second: float
-    seconds: float
-    validation: dict[str, Metrics] = field(default_factory=dict)
-
-
-@dataclass
-class Progress:
-    """What a running job reports after each step."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps_per_epoch: int
-    loss: float
-    clips_per_second: float
 
 
 class Trainer:
     """Trains one experiment into a run folder.
 
     The folder holds `config.yaml`, `log.jsonl` (one line an epoch), `latest/` and `best/` (native checkpoints; `latest`
-    with optimizer and random state in `training.pt`), and `epoch-N/` if `trainer.save_every` asks for them.
+    with the state of the run in `training.pt`), and `epoch-N/` if `trainer.save_every` asks for them.
 
     Args:
         config: the experiment; `data.train` must be set.
         out: the run folder. One that already holds a run is refused unless `resume`.
         resume: continue from `out/latest`, with the same results as an uninterrupted run.
         device: "cpu", "cuda", ...; default: CUDA if there is one.
+        processes: those that train together, from `eao.training.distributed.connect`. Each makes a trainer of its own;
+            all of them read the run folder, the first alone writes to it.
     """
 
-    def __init__(self, config: Config, out: str | Path, resume: bool = False, device: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        out: str | Path,
+        resume: bool = False,
+        device: str | torch.device | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
         self.config = config
         self.out = Path(out)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.processes = processes
+        self.device = device if isinstance(device, torch.device) else choose_device(device)
         self.precision = choose_precision(config.trainer.precision, self.device)
         self.loss = CombinatorialLoss(config.loss)
+        self.monitor = Monitor(config.trainer.monitor)
         if config.data.train is None:
             raise ConfigError(
                 "data.train is not set", "name a features folder and a caption file: data.train.features=..."
             )
-        if not resume and (self.out / "latest").exists():
-            raise CheckpointError(
-                f"{self.out} already holds a run", "continue it with --resume, or choose another --out"
-            )
-        if resume and not (self.out / "latest").exists():
-            raise CheckpointError(f"{self.out} holds no run to resume", "start one without --resume")
-        seed_everything(config.seed)
+        # The others wait for what the first one may have to put right in the folder.
+        going_on = processes.share_json(begin_run(self.out, resume) if processes.is_first else None)
+        if going_on:
+            check_unchanged(config, self.out)
         self.text_encoder = build_text_encoder(config.data.text)
-        self.train_data = open_dataset(config.data.train, config.data)
-        self.loader = Loader(
-            self.train_data,
-            self.text_encoder,
-            config.data.batch_size,
-            shuffle=True,
-            seed=config.seed,
-            drop_last=True,
-            workers=config.data.workers,
-        )
-        self.validation = validation_loaders(config, self.text_encoder)
-        check_dimensions(config, self.train_data.video_dim, self.text_encoder.dim)
+        self.loader = training_loader(config.data.train, config.data, self.text_encoder, config.seed, processes.share)
+        self.validation = validation_loaders(config, self.text_encoder) if processes.is_first else {}
+        check_dimensions(config, self.loader.dataset.video_dim, self.text_encoder.dim)
+        seed_torch(config.seed)
         self.model = build_model(config.model)
-        if config.trainer.initial_weights is not None and not resume:
+        if going_on:
+            load_weights(self.model, self.out / LATEST)
+        elif config.trainer.initial_weights is not None:
             load_weights(self.model, config.trainer.initial_weights)
+        if self.device.type == "cuda" and self.precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # on by default, unlike that of matrix products
         self.model.to(self.device)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(config.optimizer, trained)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.epoch = 0
-        self.step = 0
-        self.best = -float("inf")
-        self.epochs_without_improvement = 0
-        self.records: list[EpochRecord] = []
-        if resume:
-            self._load_state()
+        if config.trainer.sync_batchnorm and processes.world > 1:
+            synchronize_batchnorm(self.model, self.device)
+        self.average: AveragedModel | None = None
+        if config.trainer.ema_decay is not None and processes.is_first:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.trainer.ema_decay))
+        self.optimizer = build_optimizer(config.optimizer, [p for p in self.model.parameters() if p.requires_grad])
+        self.train_step = OptimizerStep(self.model, self.loss, self.optimizer, config, self.precision, processes)
         if self.steps_per_epoch == 0:
             raise ConfigError(
-                f"{len(self.train_data)} training items are fewer than one batch of {config.data.batch_size}",
-                f"set data.batch_size={max(1, len(self.train_data))} or less",
+                f"{len(self.loader.dataset)} training items are fewer than one batch of {self.batch_size}",
+                f"set data.batch_size={max(1, len(self.loader.dataset))} or less",
             )
+        self.schedule = Schedule(
+            config.schedule,
+            config.optimizer.lr,
+            self.steps_per_epoch,
+            config.trainer.epochs,
+            highest=self.monitor.highest and self.monitor.key is not None,
+        )
+        self.epoch = 0
+        self.step = 0
+        self.sums = EpochSums()
+        self.records: list[EpochRecord] = []
+        self.trackers = Trackers({})
+        self._clock = time.perf_counter()
+        if going_on:
+            self._load()
+        self._resume_step = self.step if resume else None
+
+    @property
+    def train_data(self) -> ClipDataset:
+        """The data set that is trained on."""
+        return self.loader.dataset
+
+    @property
+    def batch_size(self) -> int:
+        """Items of a batch over all processes."""
+        assert self.config.data.train is not None
+        return self.config.data.train.batch_size or self.config.data.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one epoch; `data.train.repeat` passes over the data make one epoch."""
         assert self.config.data.train is not None
-        return len(self.loader) * self.config.data.train.repeat
+        steps = len(self.loader) * self.config.data.train.repeat
+        limit = self.config.trainer.max_items_per_epoch
+        return steps if limit is None else min(steps, limit // self.batch_size)
 
     def run(self, report: Callable[[Progress], None] = lambda _: None) -> list[EpochRecord]:
-        """Train to the last epoch and return the log. Safe to interrupt: `latest` is always a whole epoch."""
-        self.config.save(self.out / "config.yaml")
-        while self.epoch < self.config.trainer.epochs and not self._has_stalled():
-            record = self._run_epoch(report)
-            self.records.append(record)
-            improved = self._improved(record)
-            # Lines of an epoch whose checkpoint was never written are dropped on resume, so the log goes first.
-            write_text(self.out / "log.jsonl", "".join(json.dumps(asdict(r)) + "\n" for r in self.records))
-            if improved:
-                save_native(self.out / "best", self.model, self.config)
-            every = self.config.trainer.save_every
-            if every and self.epoch % every == 0:
-                save_native(self.out / f"epoch-{self.epoch}", self.model, self.config)
-            save_native(self.out / "latest", self.model, self.config, extra={STATE_FILE: self._save_state})
-        if self._has_stalled():
-            logger.info("stopped early: no improvement for %d epochs", self.epochs_without_improvement)
-        if not (self.out / "best").exists():
-            save_native(self.out / "best", self.model, self.config)
+        """Train to the last epoch and return the log. Safe to interrupt: `latest` is always whole."""
+        trainer = self.config.trainer
+        if self.processes.is_first:
+            self.config.save(self.out / "config.yaml")
+            self.trackers = build_trackers(self.config.tracking, self.config, self.out, resume_step=self._resume_step)
+        with self.trackers:
+            if trainer.initial_validation and not self.records and self.step == 0:
+                rate = self.schedule.rate(0)
+                self._finish_record(EpochRecord(0, 0, None, {}, rate, clips_per_second=0.0, seconds=0.0), True)
+            while self.epoch < trainer.epochs and not self.has_stalled:
+                self._run_epoch(report)
+        if self.has_stalled:
+            logger.info("stopped early: no improvement for %d epochs", self.monitor.epochs_without_improvement)
+        if self.processes.is_first and not (self.out / BEST).exists():
+            save_native(self.out / BEST, self.weights, self.config)
         return self.records
 
-    def _run_epoch(self, report: Callable[[Progress], None]) -> EpochRecord:
-        self.model.train(not self.config.trainer.eval_mode)
-        total = 0.0
-        terms: dict[str, list[float]] = {}
-        clips = 0
-        started = time.perf_counter()
+    @property
+    def weights(self) -> torch.nn.Module:
+        """The model that is validated and kept: the moving average if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether the monitored metric has not improved for too long."""
+        patience = self.config.trainer.early_stop
+        return patience is not None and self.monitor.epochs_without_improvement > patience
+
+    def _run_epoch(self, report: Callable[[Progress], None]) -> None:
+        trainer = self.config.trainer
+        self._train_epoch(report)
+        self.epoch += 1
+        due = self.epoch % trainer.validate_every == 0 or self.epoch == trainer.epochs
+        record = self.sums.record(self.epoch, self.step, self.optimizer.param_groups[0]["lr"])
+        self._finish_record(record, due)
+        value = self.monitor.value(record)
+        self.schedule.end_epoch(record.loss if self.monitor.key is None else value)
+        improved = self.monitor.update(value)
+        self.sums = EpochSums()
+        if not self.processes.is_first:
+            return
+        if improved:
+            save_native(self.out / BEST, self.weights, self.config)
+        if trainer.save_every and self.epoch % trainer.save_every == 0:
+            save_native(self.out / f"epoch-{self.epoch}", self.weights, self.config)
+        self._save()
+
+    def _train_epoch(self, report: Callable[[Progress], None]) -> None:
+        """The steps of the present epoch that are still to be done."""
+        trainer = self.config.trainer
+        self.model.train(not trainer.eval_mode)
+        self._clock = time.perf_counter()
+        # The loss of a step on a GPU is looked at when the next step has been queued, so that the GPU never waits.
+        behind = 1 if self.device.type == "cuda" else 0
+        pending: deque[tuple[Batch, StepValues, int]] = deque()
+        for batch in self._batches():
+            set_learning_rate(self.optimizer, self.schedule.rate(self.step))
+            values = self.train_step(batch, self.step)
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            self.step += 1
+            pending.append((batch, values, self.step))
+            save = trainer.checkpoint_steps and self.step % trainer.checkpoint_steps == 0
+            while len(pending) > (0 if save else behind):
+                self._count(*pending.popleft(), report)
+            if save and self.sums.steps < self.steps_per_epoch and self.processes.is_first:
+                self._save()
+                self._clock = time.perf_counter()
+        while pending:
+            self._count(*pending.popleft(), report)
+
+    def _batches(self) -> Iterator[Batch]:
+        """What is left of the present epoch's batches."""
         assert self.config.data.train is not None
         repeat = self.config.data.train.repeat
-        for turn in range(repeat):
-            self.loader.set_epoch(self.epoch * repeat + turn)
-            for batch in self.loader:
-                value, values = self._train_step(batch)
-                total += value
-                clips += len(batch)
-                for term, term_value in values.items():
-                    terms.setdefault(term, []).append(float(term_value))
-                rate = clips / (time.perf_counter() - started)
-                done = self.step % self.steps_per_epoch or self.steps_per_epoch
-                epochs = self.config.trainer.epochs
-                report(Progress(self.epoch + 1, epochs, done, self.steps_per_epoch, value, rate))
-        seconds = time.perf_counter() - started
-        self.epoch += 1
-        due = self.epoch % self.config.trainer.validate_every == 0 or self.epoch == self.config.trainer.epochs
-        return EpochRecord(
-            epoch=self.epoch,
-            step=self.step,
-            loss=total / self.steps_per_epoch,
-            terms={term: float(np.mean(v)) for term, v in terms.items()},
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            clips_per_second=clips / seconds,
-            seconds=seconds,
-            validation=self.validate() if due else {},
-        )
+        done = self.sums.steps
+        first, skip = divmod(done, len(self.loader))
+        for turn in range(first, repeat):
+            self.loader.set_epoch(self.epoch * repeat + turn, skip)
+            for batch in islice(self.loader, self.steps_per_epoch - done):
+                done += 1
+                yield batch
+            skip = 0
 
-    def _train_step(self, batch: Any) -> tuple[float, Mapping[str, Tensor]]:
-        trainer = self.config.trainer
-        factor = learning_rate_factor(self.config.schedule, self.step, self.steps_per_epoch, trainer.epochs)
-        set_learning_rate(self.optimizer, self.config.optimizer.lr * factor)
-        batch = augment(batch.to(self.device), trainer.noise, trainer.token_dropout)
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        with torch.autocast(self.device.type, dtype) if dtype else nullcontext():
-            encoders = [e for e in self.loss.encoders if e in self.model.encoders]
-            embeddings = self.model(batch, encoders)
-        loss, values = self.loss({e: x.float() for e, x in embeddings.items()}, self.model.nonempty(batch))
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            self._stop_on_bad_loss(batch, value)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        if trainer.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), trainer.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.step += 1
-        return value, values
+    def _count(self, batch: Batch, values: StepValues, step: int, report: Callable[[Progress], None]) -> None:
+        """Take a step's loss into the log, and stop if it is not finite."""
+        loss, terms = values.read()
+        if not np.isfinite(loss):
+            self._stop_on_bad_loss(batch, loss, step)
+        now = time.perf_counter()
+        self.sums.seconds += now - self._clock
+        self._clock = now
+        self.sums.add(loss, terms, values.clips)
+        every, rate = self.config.trainer.log_steps, self.sums.clips_per_second
+        # The last step of an epoch is logged with the means of the epoch.
+        if every and step % every == 0 and self.sums.steps < self.steps_per_epoch:
+            self.trackers.log(train_metrics(loss, terms, self.schedule.rate(step - 1), rate), step)
+        epochs = self.config.trainer.epochs
+        report(Progress(self.epoch + 1, epochs, self.sums.steps, self.steps_per_epoch, loss, rate))
 
-    def validate(self) -> dict[str, Metrics]:
-        """Retrieval metrics by task on the validation sets: "t2v", or "msrvtt/t2v" where they have names."""
-        backend = TorchBackend(self.model, self.config, self.device)
-        results: dict[str, Metrics] = {}
-        for name, loader in self.validation.items():
-            metrics, _ = evaluate_backend(backend, loader, self.config.evaluation)
-            results |= {f"{name}/{task}" if name else task: m for task, m in metrics.items()}
-        return results
+    def _finish_record(self, record: EpochRecord, validated: bool) -> None:
+        """Add validation to a record, and write it down. All processes learn of it; the first one measures."""
+        if validated:
+            measured = None
+            if self.processes.is_first:
+                measured = validate(self.weights, self.config, self.loss, self.validation, self.device)
+            record.validation, record.validation_loss = self.processes.share_json(measured)
+        self.records.append(record)
+        self.trackers.log(record.metrics(), record.step)
+        if self.processes.is_first:
+            # Lines of an epoch whose checkpoint was never written are dropped on resume, so the log goes first.
+            write_text(self.out / LOG_FILE, "".join(json.dumps(asdict(r)) + "\n" for r in self.records))
 
-    def _has_stalled(self) -> bool:
-        patience = self.config.trainer.early_stop
-        return patience is not None and self.epochs_without_improvement > patience
-
-    def _improved(self, record: EpochRecord) -> bool:
-        monitor = self.config.trainer.monitor
-        if monitor is None or not record.validation:
-            return False
-        task, _, name = monitor.removeprefix("validation/").rpartition("/")
-        if task not in record.validation or name not in record.validation[task]:
-            raise ConfigError(
-                f"trainer.monitor is {monitor!r}, which validation does not give",
-                f"for example validation/{next(iter(record.validation))}/R1, or trainer.monitor=null",
-            )
-        value = record.validation[task][name]
-        better = value >= self.best  # ties count as improvement, as in the original
-        self.epochs_without_improvement = 0 if better else self.epochs_without_improvement + 1
-        self.best = max(value, self.best)
-        return better
-
-    def _stop_on_bad_loss(self, batch: Any, value: float) -> None:
-        path = self.out / "bad_batch.pt"
+    def _stop_on_bad_loss(self, batch: Batch, value: float, step: int) -> None:
+        """Save each process's part of the batch, and end all of them."""
+        alone = self.processes.world == 1
+        path = self.out / ("bad_batch.pt" if alone else f"bad_batch-{self.processes.rank}.pt")
         tensors = {name: x for name, x in vars(batch).items() if isinstance(x, Tensor)}
         with atomic_path(path) as temporary:
             torch.save({**tensors, "ids": list(batch.ids)}, temporary)
+        # The first process to end takes the others with it.
+        self.processes.share_json(None)
         raise EaoError(
-            f"the loss became {value} at step {self.step}; the batch is saved in {path}",
+            f"the loss became {value} at step {step}; the batch is saved in "
+            + (str(path) if alone else f"{self.out / 'bad_batch-*.pt'}, a file a process"),
             "lower optimizer.lr, set trainer.clip_grad_norm, or check those features for NaN",
         )
 
-    def _save_state(self, path: Path) -> None:
-        numpy_state: Any = np.random.get_state(legacy=True)
-        python_state = random.getstate()
+    def _save(self) -> None:
+        """Write `latest`."""
         state = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "best": self.best,
-            "epochs_without_improvement": self.epochs_without_improvement,
+            "position": [self.epoch, self.step],
+            "sums": self.sums.state_dict(),
+            "monitor": self.monitor.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "random": {
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                # Plain lists, so that the file loads without unpickling code.
-                "numpy": [str(numpy_state[0]), numpy_state[1].tolist(), *map(float, numpy_state[2:])],
-                "python": [python_state[0], list(python_state[1]), python_state[2]],
-            },
+            "scaler": self.train_step.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
         }
-        torch.save(state, path)
+        save_native(
+            self.out / LATEST, self.model, self.config, extra={STATE_FILE: lambda path: torch.save(state, path)}
+        )
 
-    def _load_state(self) -> None:
-        latest = self.out / "latest"
-        load_weights(self.model, latest)
-        try:
-            state = torch.load(latest / STATE_FILE, map_location=self.device, weights_only=True)
-        except (OSError, RuntimeError, EOFError) as error:
-            raise CheckpointError(
-                f"cannot read the training state {latest / STATE_FILE}: {error}",
-                f"start a new run from its weights with trainer.initial_weights={latest}",
-            ) from None
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
-        self.epochs_without_improvement = state["epochs_without_improvement"]
+    def _load(self) -> None:
+        """Continue from `latest`, whose weights the model already has."""
+        state = load_state(self.out)
+        self.epoch, self.step = state["position"]
+        self.sums = EpochSums(**state["sums"])
+        self.monitor.load_state_dict(state["monitor"])
+        self.schedule.load_state_dict(state["schedule"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        saved = state["random"]
-        torch.set_rng_state(saved["torch"].cpu())
-        if torch.cuda.is_available() and saved["cuda"]:
-            torch.cuda.set_rng_state_all([s.cpu() for s in saved["cuda"]])
-        name, keys, position, has_gauss, gauss = saved["numpy"]
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), gauss))
-        version, internal, gauss_next = saved["python"]
-        random.setstate((version, tuple(internal), gauss_next))
-        lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        self.records = [EpochRecord(**json.loads(line)) for line in lines[: self.epoch]]
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's and torch's generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+        self.train_step.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.records = load_records(self.out, self.epoch)
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
@@ -328,8 +333,3 @@ def check_dimensions(config: Config, video_dim: int, text_dim: int) -> None:
                 f"model.{key} is {expected}, but the features are {given} wide",
                 f"set model.{key}={given}, or use the features the model was made for",
             )
-
-
-def resume_config(out: str | Path) -> Config:
-    """The configuration a run was started with."""
-    return load_config(Path(out) / "config.yaml")

@@ -8,7 +8,7 @@ from eao.config import OptimizerConfig, ScheduleConfig
 from eao.errors import ConfigError
 from eao.model import Batch
 from eao.training.augment import augment
-from eao.training.optimizer import build_optimizer, learning_rate_factor
+from eao.training.optimizer import build_optimizer
 
 
 def test_an_optimizer_is_found_by_its_name_in_torch():

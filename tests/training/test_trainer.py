@@ -65,7 +65,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(experiment, tmp_path):
 
 def test_early_stop_ends_a_run_that_no_longer_improves(experiment, tmp_path):
     trainer = Trainer(experiment(trainer={"epochs": 9, "early_stop": 2}), tmp_path / "run")
-    trainer.best = 1e9
+    trainer.monitor.best = 1e9
     assert len(trainer.run()) == 3
     # Nothing was ever best, yet a finished run has a `best`.
     assert (tmp_path / "run/best/model.safetensors").is_file()
