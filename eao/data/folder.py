@@ -11,7 +11,8 @@ import numpy as np
 from eao.config import DataConfig, FolderData
 from eao.data.arrays import EXTRACT_AGAIN, Array, check_finite, check_rows, check_spectrogram, load_array
 from eao.data.captions import Caption, read_captions
-from eao.data.item import Item, cut_item, make_item, whole_shape
+from eao.data.item import Item, make_item, whole_shape
+from eao.data.record import Record, whole_clips
 from eao.errors import DataError
 
 # n rows of a stream, D its width, N video tokens, T spectrogram frames
@@ -120,9 +121,14 @@ class FolderDataset:
             self.ids[index], self.captions[index], *self.features(self.ids[index]), self.shape, self.video_dim
         )
 
+    def record(self, index: int) -> Record:
+        """The stored features of item `index`, with its caption."""
+        clip = self.ids[index]
+        return Record(clip, clip, *self.features(clip), captions=[self.captions[index]])
+
     def clips(self, index: int, rng: np.random.Generator) -> list[Item]:
         """Item `index`, cut into pieces if `cut_clips` says so."""
-        return cut_item(self[index], self.config.cut_clips)
+        return whole_clips(self.record(index), self.config, self.shape, self.video_dim, rng)
 
     def features(self, clip: str) -> StoredFeatures:
         """The stored features of a clip, by id."""

@@ -6,8 +6,8 @@ function, so that an item gives the same clips wherever its record comes from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,6 @@ class Record(NamedTuple):
     captions: Sequence[str]
     starts: NDArray[np.float64] | None = None
     ends: NDArray[np.float64] | None = None
-
-
-ClipMaker: TypeAlias = Callable[[Record, np.random.Generator], list[Item]]
-"""Turns a record into the clips of its item; whatever is random about them is drawn from the generator."""
 
 
 @runtime_checkable
