@@ -78,6 +78,10 @@ def train(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A checkpoint folder, an authors' .pth, or a bundle of engines.")],
     overrides: Overrides = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", help="Settings to evaluate with: a file, or a shipped one by name."),
+    ] = None,
     split: Annotated[
         str, typer.Option(help="Which data set of the configuration: test, validation or train.")
     ] = "test",
@@ -85,21 +89,20 @@ def evaluate(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Retrieval metrics (R@1, R@5, R@10, R@50, median and mean rank) of a model on a data set."""
-    from eao.api import load
+    """Retrieval metrics of a model on a data set, or how well it localises steps, on CrossTask and Mining YouTube."""
+    from eao.api import load, load_for_evaluation
     from eao.evaluation.run import evaluate_model
     from eao.files import write_json
 
-    embedder = load(model, device=device, overrides=overrides or [])
+    changes = overrides or []
+    embedder = load_for_evaluation(model, config, device, changes) if config else load(model, device, changes)
     result = evaluate_model(embedder, split)
     if output is not None:
-        write_json(output, result)
+        write_json(output, result.as_dict())
     if as_json:
-        print_json(result)
+        print_json(result.as_dict())
     else:
-        from eao.evaluation.metrics import metrics_table
-
-        out.print(metrics_table(result["metrics"], title=f"{model} on {result['items']} items ({split})"))
+        out.print(result.table(f"{model} on {result.items} items ({split})"))
 
 
 @app.command()

@@ -193,15 +193,14 @@ def evaluate(demo: Demo) -> None:
     """Retrieval over unseen objects, one clip each, and the choice between two motions of one object."""
     from eao.api import load
     from eao.demo.motion import motion_accuracy
-    from eao.evaluation.metrics import metrics_table
     from eao.evaluation.run import evaluate_model
 
     embedder = load(demo.run / "best")
     result = evaluate_model(embedder, "test")
     motion = motion_accuracy(embedder, demo.features, demo.data / "captions.jsonl")
-    demo.summary["evaluation"] = {"gallery": result["items"], "metrics": result["metrics"], "motion": motion}
+    demo.summary["evaluation"] = {"gallery": result.items, "metrics": result.metrics, "motion": motion}
     if not demo.quiet:
-        out.print(metrics_table(result["metrics"], title=f"{result['items']} unseen objects, one clip each"))
+        out.print(result.table(f"{result.items} unseen objects, one clip each"))
 
 
 def export(demo: Demo) -> None:

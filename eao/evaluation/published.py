@@ -11,6 +11,8 @@ from eao.yaml_text import parse_yaml
 
 FILE = Path(__file__).with_name("published.yaml")
 SETTINGS = ("zero-shot", "fine-tuned")
+ITEMS = {"msrvtt": 968, "youcook2": 3339}
+"""Clips that the published evaluations rank; a list of any other length is another evaluation."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,11 @@ def read_published() -> tuple[Published, ...]:
 
 
 def find_published(
-    dataset: str, tasks: Sequence[str], setting: str = "zero-shot", backbone: str | None = None
+    dataset: str,
+    tasks: Sequence[str],
+    setting: str = "zero-shot",
+    backbone: str | None = None,
+    items: int | None = None,
 ) -> tuple[Published, ...]:
     """The figures that may stand beside an evaluation; none for a data set that is not a published one.
 
@@ -72,11 +78,14 @@ def find_published(
         setting: "fine-tuned" for a model trained on the data set, else "zero-shot".
         backbone: what the model's video features come from; figures whose source names another are left out. None
             leaves out none.
+        items: number of clips that were ranked; None = those of the published evaluation.
 
     Example:
         >>> [p.metrics["R1"] for p in find_published("youcook2", ["t2va", "va2t"], backbone="s3d")]
         [19.8]
     """
+    if items is not None and items != ITEMS.get(dataset, items):
+        return ()
     return tuple(
         p
         for p in read_published()

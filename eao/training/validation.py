@@ -14,7 +14,7 @@ from eao.config import Config
 from eao.data.loader import Loader
 from eao.embedder import TorchBackend
 from eao.evaluation.metrics import Metrics
-from eao.evaluation.run import evaluate_backend
+from eao.evaluation.run import rank_backend
 from eao.model import Batch
 from eao.training.loss import CombinatorialLoss
 
@@ -32,7 +32,7 @@ def validate(
     losses: dict[str, float] = {}
     for name, loader in loaders.items():
         backend = _LossBackend(model, config, loss, device)
-        metrics, _ = evaluate_backend(backend, loader, config.evaluation)
+        metrics = rank_backend(backend, loader, config.evaluation).metrics()
         results |= {f"{name}/{task}" if name else task: m for task, m in metrics.items()}
         if backend.losses:
             losses[f"{name}/loss" if name else "loss"] = float(np.mean(backend.losses))
