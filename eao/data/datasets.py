@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eao.config import ClipData, DataConfig, FolderData
+from eao.config import ClipData, DataConfig, FolderData, HowTo100MData, MSRVTTData, StepData, YouCook2Data
 from eao.data.item import ClipDataset
 from eao.data.loader import WHOLE, BatchLoader, Loader, Share
 from eao.data.text import TextEncoder
@@ -24,6 +24,22 @@ def open_dataset(config: ClipData, data: DataConfig) -> ClipDataset:
         from eao.data.folder import FolderDataset
 
         return FolderDataset(config, data)
+    if isinstance(config, MSRVTTData):
+        from eao.data.msrvtt import open_msrvtt
+
+        return open_msrvtt(config, data)
+    if isinstance(config, YouCook2Data):
+        from eao.data.youcook2 import open_youcook2
+
+        return open_youcook2(config, data)
+    if isinstance(config, HowTo100MData):
+        from eao.data.howto100m import HowTo100MDataset
+
+        return HowTo100MDataset(config, data)
+    if isinstance(config, StepData):
+        from eao.data.crosstask import StepDataset
+
+        return StepDataset(config, data)
     raise ConfigError(f"a data set of type {getattr(config, 'type', None)!r} cannot be read item by item")
 
 
