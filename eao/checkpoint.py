@@ -123,10 +123,20 @@ def load_authors(path: str | Path, config: Config | str | Path | None = None) ->
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Copy the weights of any checkpoint into an existing model, in place, whatever the checkpoint's configuration.
+    """Copy the weights of any checkpoint into an existing model, in place. See `read_weights`.
 
     Args:
         model: keeps its device and dtype; an optimizer may already hold its parameters.
+        path: as in `load_checkpoint`.
+    """
+    model.load_state_dict(read_weights(model, path))
+
+
+def read_weights(model: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """The weights of any checkpoint as a model takes them, whatever the checkpoint's configuration.
+
+    Args:
+        model: what they are for; may be on the meta device.
         path: as in `load_checkpoint`.
 
     Raises:
@@ -134,7 +144,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     location = find_checkpoint(path)
     state = _read_native(location) if location.is_dir() else read_pth(location).state
-    model.load_state_dict(fit_weights(model, state, str(location)))
+    return fit_weights(model, state, str(location))
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -56,18 +56,24 @@ def train(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model: loss and throughput while it runs, checkpoints, metrics and a learning curve in the run folder."""
-    from eao.config import load_config
-    from eao.configs import find_config
-    from eao.training.run import describe_run, run_training
+    """Train a model: loss and throughput while it runs, checkpoints, metrics and a learning curve in the run folder.
 
-    settings = load_config(find_config(config), overrides or [])
+    The configuration may be one of the authors' too. A dry run names the files that are missing, and exits with 0 then
+    as well; with --json, `ready` says whether the run could start.
+    """
+    from eao.experiments import load_experiment
+    from eao.training.run import run_training
+
+    settings = load_experiment(config, overrides or [])
     folder = out_folder or Path("runs") / settings.name
     if dry_run:
-        description = describe_run(settings, folder)
-        print_json(description) if as_json else print_table(
-            "dry run", [{"": k, " ": str(v)} for k, v in description.items()]
-        )
+        from eao.training.describe import describe_run, description_lines
+
+        description = describe_run(settings, folder, device, resume)
+        if as_json:
+            print_json(description)
+        else:
+            out.print("\n".join(description_lines(description)), markup=False, highlight=False, soft_wrap=True)
         return
     result = run_training(settings, folder, resume=resume, device=device, quiet=as_json)
     if as_json:

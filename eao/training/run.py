@@ -77,22 +77,6 @@ def _train(trainer: Trainer, quiet: bool) -> list[EpochRecord]:
     return records
 
 
-def describe_run(config: Config, out: Path) -> dict[str, Any]:
-    """What a run would do, with its data read and its model built but nothing written."""
-    trainer = Trainer(config, out)
-    return {
-        "name": config.name,
-        "run folder": str(out),
-        "training items": len(trainer.train_data),
-        "validation items": sum(len(loader.dataset) for loader in trainer.validation.values()),
-        "epochs": config.trainer.epochs,
-        "steps per epoch": trainer.steps_per_epoch,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "device": str(trainer.device),
-        "precision": trainer.precision,
-    }
-
-
 def epoch_line(record: EpochRecord, epochs: int) -> str:
     """One line about an epoch: loss, throughput and text-to-video recall."""
     recalls = [

@@ -20,7 +20,7 @@ from eao.checkpoint import load_weights, save_native
 from eao.config import Config
 from eao.data.datasets import training_loader
 from eao.data.item import ClipDataset
-from eao.data.loader import Loader
+from eao.data.loader import BatchLoader, Loader
 from eao.data.text import TextEncoder, build_text_encoder
 from eao.errors import ConfigError, EaoError
 from eao.evaluation.run import evaluation_loader
@@ -107,11 +107,6 @@ class Trainer:
             self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.trainer.ema_decay))
         self.optimizer = build_optimizer(config.optimizer, [p for p in self.model.parameters() if p.requires_grad])
         self.train_step = OptimizerStep(self.model, self.loss, self.optimizer, config, self.precision, processes)
-        if self.steps_per_epoch == 0:
-            raise ConfigError(
-                f"{len(self.loader.dataset)} training items are fewer than one batch of {self.batch_size}",
-                f"set data.batch_size={max(1, len(self.loader.dataset))} or less",
-            )
         self.schedule = Schedule(
             config.schedule,
             config.optimizer.lr,
@@ -135,18 +130,9 @@ class Trainer:
         return self.loader.dataset
 
     @property
-    def batch_size(self) -> int:
-        """Items of a batch over all processes."""
-        assert self.config.data.train is not None
-        return self.config.data.train.batch_size or self.config.data.batch_size
-
-    @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch; `data.train.repeat` passes over the data make one epoch."""
-        assert self.config.data.train is not None
-        steps = len(self.loader) * self.config.data.train.repeat
-        limit = self.config.trainer.max_items_per_epoch
-        return steps if limit is None else min(steps, limit // self.batch_size)
+        """Optimizer steps of one epoch; see `count_steps`."""
+        return count_steps(self.config, self.loader)
 
     def run(self, report: Callable[[Progress], None] = lambda _: None) -> list[EpochRecord]:
         """Train to the last epoch and return the log. Safe to interrupt: `latest` is always whole."""
@@ -315,6 +301,28 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def count_steps(config: Config, loader: BatchLoader) -> int:
+    """Optimizer steps of one epoch; `data.train.repeat` passes over the data make one epoch.
+
+    Raises:
+        ConfigError: there is not one full batch.
+    """
+    assert config.data.train is not None
+    items, size = len(loader.dataset), config.data.train.batch_size or config.data.batch_size
+    if len(loader) == 0:
+        raise ConfigError(
+            f"{items} training items are fewer than one batch of {size}", f"set data.batch_size={max(1, items)} or less"
+        )
+    steps, limit = len(loader) * config.data.train.repeat, config.trainer.max_items_per_epoch
+    if limit is None:
+        return steps
+    if limit < size:
+        raise ConfigError(
+            f"trainer.max_items_per_epoch is {limit}, less than one batch of {size}", f"set it to {size} or more"
+        )
+    return min(steps, limit // size)
 
 
 def validation_loaders(config: Config, text_encoder: TextEncoder) -> dict[str, Loader]:

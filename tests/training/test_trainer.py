@@ -7,7 +7,7 @@ import torch
 
 from eao.checkpoint import load_checkpoint
 from eao.errors import CheckpointError, ConfigError, EaoError
-from eao.training.run import describe_run, run_training
+from eao.training.run import run_training
 from eao.training.trainer import Trainer
 
 
@@ -109,12 +109,6 @@ def test_initial_weights_are_loaded(experiment, tmp_path):
     source = str(tmp_path / "first/best")
     trainer = Trainer(experiment(trainer={"initial_weights": source}), tmp_path / "second")
     assert torch.equal(trainer.model.text_proj.fc.weight, weights(source)["text_proj.fc.weight"])
-
-
-def test_a_dry_run_describes_and_writes_nothing(experiment, tmp_path):
-    description = describe_run(experiment(), tmp_path / "run")
-    assert description["training items"] == 16 and description["steps per epoch"] == 2
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_larger_than_the_data_is_an_error(experiment, tmp_path):
