@@ -52,7 +52,7 @@ class StepDataset:
     """Videos in one-second segments. Segments and steps are embedded apart: there are more of the one than the other.
 
     Args:
-        config: the files; its type tells CrossTask, whose steps go by task, from Mining YouTube, where they go by video.
+        config: the files; its type tells CrossTask, whose steps go by task, from Mining YouTube, whose go by video.
         data: numbers of tokens and frames, and the sampling.
 
     Attributes:
