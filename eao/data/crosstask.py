@@ -138,7 +138,7 @@ class StepDataset:
             )
         if labels.ndim == 2 and labels.shape[1] != steps:
             raise DataError(f"{file} has labels of {labels.shape[1]} steps, {self.config.steps} lists {steps}", HINT)
-        return labels
+        return check_finite(labels, str(file), HINT)
 
     def _streams(self, video: str) -> tuple[Array | None, Array | None]:
         folder = Path(self.config.features)

@@ -62,8 +62,8 @@ def test_metrics_equal_to_the_last_printed_digit(case):
     assert result.items == case["items"] == 57
     assert set(result.metrics) == set(expected) and len(expected) in (12, 18)
     assert {t: as_printed(m) for t, m in result.metrics.items()} == {t: as_printed(m) for t, m in expected.items()}
-    # The printed digits of recalls are few, being of 3,350 items. Unprinted ones may differ by one place of one item: the
-    # closest similarities are 6e-7 apart, near the noise of single precision.
+    # The printed digits of recalls are few, being of 3,350 items. Unprinted ones may differ by one place of one item:
+    # the closest similarities are 6e-7 apart, near the noise of single precision.
     for task, metrics in result.metrics.items():
         for key in ("R1", "R5", "R10", "R50"):
             assert metrics[key] == pytest.approx(expected[task][key], abs=100.1 / 3350), (task, key)
