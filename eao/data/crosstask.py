@@ -114,13 +114,13 @@ class StepDataset:
         """The segments of video `index`."""
         return self.video(index).clips
 
-    def _item(self, video: str, segment: Segment, video_2d: Array | None, video_3d: Array | None, audio: Array) -> Item:
-        streams = [
+    def _item(self, video: str, segment: Segment, rows_2d: Array | None, rows_3d: Array | None, audio: Array) -> Item:
+        video_2d, video_3d = (
             x if x is None else x[video_rows(segment.start, segment.end, rate, accurate=True)]
-            for x, rate in ((video_2d, self.config.rate_2d), (video_3d, self.config.rate_3d))
-        ]
+            for x, rate in ((rows_2d, self.config.rate_2d), (rows_3d, self.config.rate_3d))
+        )
         heard = crop_audio(audio, segment.audio_start, segment.audio_end)
-        item = make_item(video, "", *streams, heard, self.shape, self.video_dim)
+        item = make_item(video, "", video_2d, video_3d, heard, self.shape, self.video_dim)
         # The padding is heard by the audio network, but gives no tokens.
         item.audio_mask[: max(0, seconds_to_frames(segment.start - segment.audio_start))] = False
         item.audio_mask[max(0, seconds_to_frames(segment.end - segment.audio_start)) :] = False

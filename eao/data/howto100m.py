@@ -176,11 +176,11 @@ def _draw_clip(record: Record, rng: Draws, config: HowTo100MData, shape: ClipSha
         start, end, order = grow_passage(record.starts, record.ends, caption, config.min_time)
         text = " ".join(record.captions[i] for i in order)
         audio = crop_audio(audio, *audio_window(start, end, config, rng))
-    streams = [
+    video_2d, video_3d = (
         x if x is None else x[video_rows(start, end, rate)]
         for x, rate in ((record.video_2d, config.rate_2d), (record.video_3d, config.rate_3d))
-    ]
-    item = make_item(f"{record.path}{start}", text, *streams, audio, shape, video_dim)
+    )
+    item = make_item(f"{record.path}{start}", text, video_2d, video_3d, audio, shape, video_dim)
     return item._replace(audio_frames=UNKNOWN_FRAMES)
 
 

@@ -53,10 +53,15 @@ class ClipDataset(Protocol):
         is_cached: whether its features are in memory, so that reading needs no worker processes.
     """
 
-    config: ClipData
-    video_dim: int
-    complete_dataset_size: int | None
-    is_cached: bool
+    # Properties, since each data set narrows them.
+    @property
+    def config(self) -> ClipData: ...
+    @property
+    def video_dim(self) -> int: ...
+    @property
+    def complete_dataset_size(self) -> int | None: ...
+    @property
+    def is_cached(self) -> bool: ...
 
     def __len__(self) -> int:
         """Number of items."""
