@@ -40,7 +40,9 @@ class Suite(NamedTuple):
     heading: str
 
 
-SUITES: dict[str, Suite] = {}
+SUITES: dict[str, Suite] = {
+    "forward": Suite("forward", "The packed model"),
+}
 
 
 def run_suite(

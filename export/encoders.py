@@ -160,7 +160,8 @@ class EncoderModule(nn.Module):
         given = dict(zip(self.names, tensors, strict=True))
         if isinstance(self.model, AVLnet) and self.encoder == "audio":
             return normalize(_avlnet_audio(self.model, given["audio"], given["audio_frames"]))
-        return normalize(self.model(_as_batch(given), [self.encoder])[self.encoder])
+        embed = self.model if isinstance(self.model, AVLnet) else self.model.forward_dense
+        return normalize(embed(_as_batch(given), [self.encoder])[self.encoder])
 
 
 def _as_batch(tensors: Mapping[str, Tensor]) -> Batch:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eao.config import AudioConfig
 from eao.errors import DataError
+from eao.kernels.convolution import ragged_conv1d, ranges
 
-# B batch, T spectrogram frames (10 ms), N audio tokens, M most tokens allowed, C channels
+# B batch, T spectrogram frames (10 ms), N audio tokens, M most tokens allowed, C channels, R rows of a ragged batch
 
 MEL_BANDS = 40
 PUBLISHED = {
@@ -40,6 +42,27 @@ class ResidualBlock(nn.Module):
         x = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(x)) + shortcut)
 
+    def lengths_before(self, wanted: Tensor, available: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of its clips the block needs for its first `wanted` outputs, (B,) each: its input, and in between.
+
+        Args:
+            wanted: (B,) outputs.
+            available: (B,) the whole input.
+        """
+        between = _reach(wanted, 1, -(-available // self.conv1.stride[0]))
+        return _reach(between, self.conv1.stride[0], available), between
+
+    def ragged(self, x: Tensor, lengths: Tensor, between: Tensor, wanted: Tensor) -> Tensor:
+        """The first `wanted` outputs of each clip, in eval mode: (R, C) rows of all clips -> (sum of `wanted`, C)."""
+        stride = self.conv1.stride[0]
+        used = ranges(lengths.cumsum(0) - lengths, wanted, stride)
+        shortcut = x[used]
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            shortcut = _norm(norm, F.linear(shortcut, conv.weight.flatten(1)))
+        x = torch.relu(_norm(self.bn1, ragged_conv1d(x, self.conv1.weight, lengths, between, stride)))
+        return torch.relu(_norm(self.bn2, ragged_conv1d(x, self.conv2.weight, between, wanted)) + shortcut)
+
 
 class DAVEnet(nn.Module):
     """Log-mel spectrogram (B, 40, T) -> features (B, C, ceil(T / stride)), stride 64 for v2 and 16 for v1.
@@ -65,11 +88,70 @@ class DAVEnet(nn.Module):
                 fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
                 nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
 
-    def forward(self, spectrogram: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1(spectrogram.unsqueeze(1))))  # (B, C, 1, T)
-        for name in self.stage_names:
-            x = getattr(self, name)(x)
-        return x.squeeze(2)
+    def train(self, mode: bool = True) -> DAVEnet:
+        """Switch the mode, and with it how filters lie in memory, which changes no shape.
+
+        In eval mode the taps' channels stand side by side, as `ragged_conv1d` and the fastest convolutions read them.
+        In training they do not, since torch's BatchNorm is less exact on activations in that format.
+        """
+        self.to(memory_format=torch.contiguous_format if mode else torch.channels_last)
+        return super().train(mode)
+
+    def forward(self, spectrogram: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Features of every token, or in eval mode of the first ones alone.
+
+        Args:
+            spectrogram: (B, 40, T).
+            wanted: (B,) int64, how many tokens of each clip are read; the others become zero. What a token does not
+                hear is not computed for it. Training ignores this: BatchNorm's statistics are of whole spectrograms.
+        """
+        if wanted is None or self.training:
+            x = torch.relu(self.bn1(self.conv1(spectrogram.unsqueeze(1))))  # (B, C, 1, T)
+            for name in self.stage_names:
+                x = getattr(self, name)(x)
+            return x.squeeze(2)
+        if spectrogram.is_cuda:
+            heard = self._lengths(wanted.amax()[None], spectrogram.shape[2])[0][0]
+            x = self(spectrogram[..., : int(heard)])
+            x = F.pad(x, (0, -(-spectrogram.shape[2] // self.stride) - x.shape[2]))
+            return x * (torch.arange(x.shape[2], device=x.device) < wanted[:, None])[:, None]
+        return self._ragged(spectrogram, wanted)
+
+    def _ragged(self, spectrogram: Tensor, wanted: Tensor) -> Tensor:
+        clips, _, frames = spectrogram.shape
+        plan = self._lengths(wanted, frames)
+        heard = plan[0]
+        x = spectrogram.transpose(1, 2).flatten(0, 1)[ranges(torch.arange(clips) * frames, heard)]  # (R, 40)
+        x = torch.relu(_norm(self.bn1, F.linear(x, self.conv1.weight.flatten(1))))
+        for block, lengths, between, after in zip(self._blocks(), plan[::2], plan[1::2], plan[2::2], strict=False):
+            x = block.ragged(x, lengths, between, after)
+        tokens = -(-frames // self.stride)
+        out = x.new_zeros(clips * tokens, x.shape[1]).index_copy(0, ranges(torch.arange(clips) * tokens, wanted), x)
+        return out.unflatten(0, (clips, tokens)).transpose(1, 2)
+
+    def _lengths(self, wanted: Tensor, frames: int) -> list[Tensor]:
+        """How much of every clip is needed before, within and after each block, the first to the last: (B,) each."""
+        blocks = self._blocks()
+        available = [torch.full_like(wanted, frames)]
+        for block in blocks:
+            available.append(-(-available[-1] // block.conv1.stride[0]))
+        plan = [wanted]
+        for block, before in zip(reversed(blocks), reversed(available[:-1]), strict=True):
+            plan = [*block.lengths_before(plan[0], before), *plan]
+        return plan
+
+    def _blocks(self) -> list[ResidualBlock]:
+        return [block for name in self.stage_names for block in getattr(self, name)]
+
+
+def _reach(wanted: Tensor, stride: int, available: Tensor) -> Tensor:
+    """The inputs, at most `available`, that a convolution of 9 taps needs for its first `wanted` outputs."""
+    return torch.where(wanted > 0, stride * (wanted - 1) + 5, 0).minimum(available)
+
+
+def _norm(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """BatchNorm in eval mode on rows (R, C)."""
+    return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)
 
 
 def stages(config: AudioConfig) -> tuple[Sequence[int], Sequence[int]]:

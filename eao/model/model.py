@@ -17,8 +17,9 @@ from eao.kernels.contrastive import normalize
 from eao.model.audio import DAVEnet, frames_per_token, limit_tokens, pool_mask
 from eao.model.avlnet import AVLnet
 from eao.model.batch import ENCODERS, MODALITIES, PAIRS, SUMS, Batch, encoder_modalities
-from eao.model.fusion import EPS, FusionTransformer, masked_mean
+from eao.model.fusion import EPS, FusionTransformer
 from eao.model.layers import build_projection
+from eao.model.packed import PackedTokens, build_layout, pack_rows
 
 # B batch, N tokens, D width, E embedding, T spectrogram frames
 
@@ -96,25 +97,42 @@ class EverythingAtOnce(nn.Module):
             encoders: names of `self.encoders`; by default every one whose modalities the batch has, pairs only if the
                 model was configured with `cross_modal`.
         """
-        wanted = self._default_encoders(batch) if encoders is None else tuple(encoders)
-        for encoder in wanted:
-            self._check(encoder, batch)
+        wanted = self._checked(batch, encoders)
         if self.training and self.config.architecture == "text-video" and batch.audio is not None:
             # The original runs its unused audio network here, which moves the BatchNorm statistics of the checkpoint.
             # A batch without audio saves the time.
             with torch.no_grad():
                 self.davenet(batch.audio)
-        needed = {m for encoder in wanted for m in encoder_modalities(encoder)}
-        tokens = {m: self.tokens(batch, m) for m in MODALITIES if m in needed}
-        outputs: dict[str, Tensor] = {}
-        for encoder in wanted:
-            singles = encoder_modalities(encoder) if "+" in encoder else ()
-            for name in (*singles, encoder):
-                if name not in outputs and "+" not in name:
-                    outputs[name] = self._embed(name, tokens)
-            if singles:
-                outputs[encoder] = _mean([normalize(outputs[m]) for m in singles])
-        return {encoder: outputs[encoder] for encoder in wanted}
+        singles = _without_sums(wanted)
+        present = [m for m in MODALITIES if any(m in encoder_modalities(e) for e in singles)]
+        tokens = [self.packed_tokens(batch, m) for m in present]
+        if self.config.architecture == "per-modality":
+            # One transformer each: the combinations are the modalities themselves.
+            pooled = {
+                (m, m): self._pool([t], [[0]], self.get_submodule(f"fusion_{m}"))[0]
+                for m, t in zip(present, tokens, strict=True)
+            }
+        else:
+            combinations = [[present.index(m) for m in encoder_modalities(e)] for e in singles]
+            blocks = iter(self._pool(tokens, combinations, self.fusion))
+            pooled = {(e, m): next(blocks) for e in singles for m in self._read(e)}
+        return self._with_sums(self._heads(pooled), wanted)
+
+    def forward_dense(self, batch: Batch, encoders: Sequence[str]) -> dict[str, Tensor]:
+        """As `forward`, as a static graph over padded tensors: what engines are compiled from."""
+        wanted = self._checked(batch, encoders)
+        pooled = {}
+        tokens: dict[str, Tokens] = {}
+        for encoder in _without_sums(wanted):
+            modalities = encoder_modalities(encoder)
+            tokens |= {m: self.tokens(batch, m) for m in modalities if m not in tokens}
+            parts = [tokens[m] for m in modalities]
+            per_modality = self.config.architecture == "per-modality"
+            fusion = self.get_submodule(f"fusion_{encoder}") if per_modality else self.fusion
+            x, mask = torch.cat([t.x for t in parts], 1), torch.cat([t.mask for t in parts], 1)
+            read = fusion(x, mask, [t.x.shape[1] for t in parts])
+            pooled |= {(encoder, m): part for m, part in zip(self._read(encoder), read, strict=True)}
+        return self._with_sums(self._heads(pooled), wanted)
 
     def nonempty(self, batch: Batch) -> dict[str, Tensor]:
         """Which clips have which of the batch's modalities, (B,) bool each: the validity masks of the loss."""
@@ -135,61 +153,125 @@ class EverythingAtOnce(nn.Module):
         """The tokens of one modality as the fusion transformer receives them."""
         x, mask = getattr(batch, modality), getattr(batch, f"{modality}_mask")
         if modality == "audio":
-            x, mask = self._audio_features(x, mask, batch.audio_frames)
+            x, mask = self.audio_features(x, mask, batch.audio_frames)
         x = self.get_submodule(f"{modality}_norm_layer")(self.get_submodule(f"{modality}_token_proj")(x))
         x, mask, _ = self.fusion.fill_empty(x, mask)
-        # The per-modality model owns positional tables too but never adds them.
-        if self.config.use_positional_emb and self.config.architecture != "per-modality":
-            table = self.get_parameter(f"{modality}_pos_embed")
-            if x.shape[1] != table.shape[1]:
-                raise DataError(
-                    f"{x.shape[1]} {modality} tokens, but the positional table holds {table.shape[1]}",
-                    "set data.video_tokens, data.text.max_words and data.audio_frames to the sizes of the tables",
-                )
-            x = x + table
-        return Tokens(x, mask)
+        table = self._positions(modality, x.shape[1])
+        return Tokens(x if table is None else x + table, mask)
 
-    def _audio_features(self, audio: Tensor, mask: Tensor, frames: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = self.davenet(audio).transpose(1, 2)  # (B, N, C)
+    def audio_features(
+        self, audio: Tensor, mask: Tensor, frames: Tensor | None, *, real_only: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """DAVEnet's tokens and which of them are real.
+
+        Args:
+            audio: (B, 40, T).
+            mask: (B, T) bool.
+            frames: (B,) real frames, by which some models pool.
+            real_only: leave out what only tokens that are not real would need; those are undefined then.
+
+        Returns:
+            (B, N, C) and (B, N) bool.
+        """
         length = audio.shape[2]
         # For whole multiples the ratio is the network's stride: a constant, so that exported graphs keep T dynamic.
-        ratio = self.davenet.stride if length % self.davenet.stride == 0 else frames_per_token(length, x.shape[1])
+        stride = self.davenet.stride
+        ratio = stride if length % stride == 0 else frames_per_token(length, -(-length // stride))
         mask = pool_mask(mask, ratio)
-        limit = self.max_audio_tokens
-        if self.config.audio_max_frames is None or self.config.audio_pooling == "none" or x.shape[1] <= limit:
-            return x, mask
-        if frames is None and self.config.audio_pooling != "clip":
+        limit, pooling = self.max_audio_tokens, self.config.audio_pooling
+        is_pooled = self.config.audio_max_frames is not None and pooling != "none" and mask.shape[1] > limit
+        if is_pooled and frames is None and pooling != "clip":
             raise DataError("this model pools audio tokens by the clip's length", "give Batch.audio_frames")
-        lengths = torch.zeros(x.shape[0], device=x.device) if frames is None else frames / ratio
-        return limit_tokens(x, mask, lengths.trunc().long(), limit, self.config.audio_pooling)
+        lengths = mask.new_zeros(len(mask), dtype=torch.int64) if frames is None else (frames / ratio).trunc().long()
+        wanted = None
+        if real_only:
+            wanted = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
+            if is_pooled:
+                wanted = wanted.maximum(lengths)
+        x = self.davenet(audio, wanted).transpose(1, 2)  # (B, N, C)
+        return limit_tokens(x, mask, lengths, limit, pooling) if is_pooled else (x, mask)
 
-    def _embed(self, encoder: str, tokens: dict[str, Tokens]) -> Tensor:
+    def packed_tokens(self, batch: Batch, modality: str) -> PackedTokens:
+        """As `tokens`, the real ones alone."""
+        x, mask = getattr(batch, modality), getattr(batch, f"{modality}_mask")
+        if modality == "audio":
+            x, mask = self.audio_features(x, mask, batch.audio_frames, real_only=True)
+        rows, empty, lengths = pack_rows(mask)
+        x = self.get_submodule(f"{modality}_token_proj")(x.flatten(0, 1)[rows])
+        x = self.get_submodule(f"{modality}_norm_layer")(x)
+        x = torch.where(empty[:, None], self.fusion.masking_token.to(x.dtype), x)
+        table = self._positions(modality, mask.shape[1])
+        return PackedTokens(x if table is None else x + table[rows % mask.shape[1]], lengths)
+
+    def _pool(
+        self, tokens: Sequence[PackedTokens], combinations: Sequence[Sequence[int]], fusion: nn.Module
+    ) -> tuple[Tensor, ...]:
+        """What the heads read, (B, D) each: by combination, then modality (one a combination with a cls token)."""
+        layout = build_layout([t.lengths for t in tokens], combinations, self.config.fusion.use_cls_token)
+        pooled = fusion.packed(torch.cat([t.x for t in tokens]), layout)  # (G, D)
+        return pooled.unflatten(0, (-1, len(tokens[0].lengths))).unbind(0)
+
+    def _read(self, encoder: str) -> tuple[str, ...]:
+        """The modalities whose output is read from an encoder, which also name the heads it goes through."""
         modalities = encoder_modalities(encoder)
-        per_modality = self.config.architecture == "per-modality"
-        fusion = self.get_submodule(f"fusion_{encoder}") if per_modality else self.fusion
-        mask = torch.cat([tokens[m].mask for m in modalities], 1)
-        x = fusion(torch.cat([tokens[m].x for m in modalities], 1), mask)
-        if self.config.fusion.use_cls_token:
-            return self._head(modalities[0])(x[:, 0])
-        sizes = [tokens[m].x.shape[1] for m in modalities]
-        pooled = [masked_mean(part, tokens[m].mask) for m, part in zip(modalities, x.split(sizes, 1), strict=True)]
-        heads = [self._head(m)(p) for m, p in zip(modalities, pooled, strict=True)]
-        return heads[0] if len(heads) == 1 else _mean([normalize(h) for h in heads])
+        return modalities[:1] if self.config.fusion.use_cls_token else modalities
 
-    def _head(self, modality: str) -> nn.Module:
+    def _heads(self, pooled: dict[tuple[str, str], Tensor]) -> dict[str, Tensor]:
+        """Embeddings by encoder from what was read for each (encoder, modality), every head run once."""
+        by_head: dict[str, list[tuple[str, str]]] = {}
+        for key in pooled:
+            by_head.setdefault(self._head_name(key[1]), []).append(key)
+        parts: dict[str, list[Tensor]] = {}
+        for name, keys in by_head.items():
+            outputs = self.get_submodule(name)(torch.cat([pooled[key] for key in keys]))
+            for (encoder, _), x in zip(keys, outputs.unflatten(0, (len(keys), -1)).unbind(0), strict=True):
+                parts.setdefault(encoder, []).append(x)
+        return {e: xs[0] if len(xs) == 1 else _mean([normalize(x) for x in xs]) for e, xs in parts.items()}
+
+    def _with_sums(self, outputs: dict[str, Tensor], wanted: Sequence[str]) -> dict[str, Tensor]:
+        for encoder in wanted:
+            if "+" in encoder:
+                outputs[encoder] = _mean([normalize(outputs[m]) for m in encoder_modalities(encoder)])
+        return {encoder: outputs[encoder] for encoder in wanted}
+
+    def _positions(self, modality: str, tokens: int) -> Tensor | None:
+        """The (N, D) positional table of a modality; None where the model adds none."""
+        # The per-modality model owns positional tables too but never adds them.
+        if not self.config.use_positional_emb or self.config.architecture == "per-modality":
+            return None
+        table = self.get_parameter(f"{modality}_pos_embed")[0]
+        if tokens != len(table):
+            raise DataError(
+                f"{tokens} {modality} tokens, but the positional table holds {len(table)}",
+                "set data.video_tokens, data.text.max_words and data.audio_frames to the sizes of the tables",
+            )
+        return table
+
+    def _head_name(self, modality: str) -> str:
         shared = not (self.config.individual_projections or self.config.architecture == "per-modality")
-        return self.proj if shared else self.get_submodule(f"{modality}_proj")
+        return "proj" if shared else f"{modality}_proj"
 
     def _default_encoders(self, batch: Batch) -> tuple[str, ...]:
         names = (*MODALITIES, *PAIRS) if self.config.cross_modal else MODALITIES
         return tuple(e for e in names if e in self.encoders and set(encoder_modalities(e)) <= set(batch.modalities))
 
-    def _check(self, encoder: str, batch: Batch) -> None:
-        if encoder not in self.encoders:
-            raise ConfigError(f"this model has no encoder {encoder!r}", f"it offers {', '.join(self.encoders)}")
-        missing = set(encoder_modalities(encoder)) - set(batch.modalities)
-        if missing:
-            raise DataError(f"encoder {encoder!r} needs {', '.join(sorted(missing))}, which the batch does not have")
+    def _checked(self, batch: Batch, encoders: Sequence[str] | None) -> tuple[str, ...]:
+        """The encoders to compute, all of which this model and this batch have."""
+        wanted = self._default_encoders(batch) if encoders is None else tuple(encoders)
+        for encoder in wanted:
+            if encoder not in self.encoders:
+                raise ConfigError(f"this model has no encoder {encoder!r}", f"it offers {', '.join(self.encoders)}")
+            missing = set(encoder_modalities(encoder)) - set(batch.modalities)
+            if missing:
+                raise DataError(
+                    f"encoder {encoder!r} needs {', '.join(sorted(missing))}, which the batch does not have"
+                )
+        return wanted
+
+
+def _without_sums(encoders: Sequence[str]) -> list[str]:
+    """The encoders that have to be computed: a sum is made of its two modalities'."""
+    return list(dict.fromkeys(m for e in encoders for m in (encoder_modalities(e) if "+" in e else (e,))))
 
 
 def _mean(parts: list[Tensor]) -> Tensor:

@@ -78,6 +78,62 @@ def test_the_amount_of_padding_is_part_of_the_protocol():
     assert not torch.allclose(short, long, rtol=1e-3)
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@settings(max_examples=15, deadline=None)
+@given(frames=st.integers(1, 2000), clips=st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_the_first_tokens_alone_are_those_of_the_whole(version, frames, clips):
+    network = davenet(version).double()
+    tokens = math.ceil(frames / STRIDE[version])
+    wanted = torch.tensor([round(share * tokens) for share in clips])
+    x = torch.randn(len(clips), 40, frames, dtype=torch.float64) - 40
+    with torch.no_grad():
+        whole, first = network(x), network(x, wanted)
+    kept = (torch.arange(tokens) < wanted[:, None])[:, None]
+    torch.testing.assert_close(first, torch.where(kept, whole, 0), rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_through_the_first_tokens_are_those_of_the_whole():
+    network, x, wanted = davenet().double(), torch.randn(3, 40, 700, dtype=torch.float64), torch.tensor([0, 4, 11])
+    kept = (torch.arange(11) < wanted[:, None])[:, None]
+    weights = torch.randn(3, 3, 11, dtype=torch.float64)
+
+    def gradients(out):
+        used = {n: p for n, p in network.named_parameters() if not n.startswith("batchnorm1")}
+        return dict(zip(used, torch.autograd.grad((out * kept * weights).sum(), list(used.values())), strict=True))
+
+    expected = gradients(network(x))
+    for name, gradient in gradients(network(x, wanted)).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_what_a_token_does_not_hear_is_not_computed():
+    network = davenet()
+    x = torch.randn(1, 40, 3072)
+    x[..., 64 + 804 :] = torch.nan
+    with torch.no_grad():
+        assert network(x, torch.tensor([1]))[..., 0].isfinite().all()
+        assert not network(x, torch.tensor([3]))[..., 2].isfinite().all()
+
+
+def test_modes_change_how_filters_lie_in_memory_and_nothing_else():
+    network = davenet()
+    assert network.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    before, parameters = {k: v.clone() for k, v in network.state_dict().items()}, list(network.parameters())
+    network.train()
+    assert network.layer1[0].conv1.weight.is_contiguous()
+    assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_in_training_the_whole_spectrogram_counts():
+    network, x = davenet().train(), torch.randn(2, 40, 640)
+    network(x, torch.tensor([1, 1]))
+    alone = network.bn1.running_mean.clone()
+    network = davenet().train()
+    network(x)
+    assert torch.equal(network.bn1.running_mean, alone)
+
+
 @pytest.mark.parametrize("frames", [0, 1, 64, 500, 1000])
 def test_frames_beyond_the_receptive_field_need_not_be_computed(frames):
     network = davenet()

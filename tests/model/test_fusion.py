@@ -45,18 +45,20 @@ def test_the_masking_token_learns_from_empty_clips_alone():
     assert torch.equal(transformer.masking_token.grad, torch.ones(8))
 
 
-def test_depth_zero_passes_tokens_through():
-    x = torch.randn(2, 3, 8)
-    assert torch.equal(fusion(depth=0)(x, ones(2, 3)), x)
+def test_without_blocks_each_modality_is_the_mean_of_its_real_tokens():
+    x, mask = torch.randn(2, 5, 8), torch.tensor([[True, True, True, True, False], [True, False, True, True, True]])
+    first, second = fusion(depth=0)(x, mask, [2, 3])
+    torch.testing.assert_close(first, torch.stack([x[0, :2].mean(0), x[1, 0]]))
+    torch.testing.assert_close(second, torch.stack([x[0, 2:4].mean(0), x[1, 2:].mean(0)]))
 
 
-def test_cls_token_comes_first_and_sees_only_real_tokens():
+def test_the_cls_token_is_all_that_is_read_and_sees_only_real_tokens():
     transformer = fusion(use_cls_token=True)
     x, mask = torch.randn(2, 3, 8), torch.tensor([[True, True, False], [True, False, False]])
-    out = transformer(x, mask)
-    assert out.shape == (2, 4, 8)
+    (out,) = transformer(x, mask, [2, 1])
+    assert out.shape == (2, 8)
     x[0, 2] = x[1, 1:] = 100
-    torch.testing.assert_close(transformer(x, mask)[:, 0], out[:, 0])
+    torch.testing.assert_close(transformer(x, mask, [2, 1])[0], out)
 
 
 def test_the_order_of_tokens_does_not_matter():
@@ -64,21 +66,21 @@ def test_the_order_of_tokens_does_not_matter():
     order = torch.tensor([3, 0, 4, 1, 2])
     mask = torch.rand(2, 5) < 0.7
     mask[:, 0] = True
-    torch.testing.assert_close(transformer(x[:, order], mask[:, order]), transformer(x, mask)[:, order])
+    torch.testing.assert_close(transformer(x[:, order], mask[:, order], [5]), transformer(x, mask, [5]))
 
 
 def test_the_final_norm_is_never_applied():
     transformer, x = fusion(), torch.randn(2, 3, 8)
-    before = transformer(x, ones(2, 3))
+    (before,) = transformer(x, ones(2, 3), [3])
     torch.nn.init.zeros_(transformer.norm.weight)
-    assert torch.equal(transformer(x, ones(2, 3)), before)
+    assert torch.equal(transformer(x, ones(2, 3), [3])[0], before)
 
 
 def test_drop_path_grows_with_depth_and_acts_in_training_alone():
     transformer = fusion(depth=3, drop_path_rate=0.4)
     assert [round(block.drop_path, 6) for block in transformer.blocks] == [0.0, 0.2, 0.4]
     x = torch.randn(2, 3, 8)
-    assert torch.equal(transformer(x, ones(2, 3)), fusion(depth=3)(x, ones(2, 3)))
+    assert torch.equal(transformer(x, ones(2, 3), [3])[0], fusion(depth=3)(x, ones(2, 3), [3])[0])
 
 
 def test_a_dropped_branch_leaves_the_token_and_a_kept_one_is_scaled():
@@ -97,8 +99,8 @@ def test_masked_mean_ignores_padding():
 
 @pytest.mark.parametrize("tokens", [1, 3, 17, 65])
 def test_odd_lengths(tokens):
-    out = fusion(depth=2)(torch.randn(3, tokens, 8), ones(3, tokens))
-    assert out.shape == (3, tokens, 8)
+    (out,) = fusion(depth=2)(torch.randn(3, tokens, 8), ones(3, tokens), [tokens])
+    assert out.shape == (3, 8)
     assert torch.isfinite(out).all()
 
 
