@@ -157,6 +157,42 @@ class TestErrors:
         assert found.hint == suggestion
         assert override.partition("=")[0].partition(".")[0] in found.message
 
+    @pytest.mark.parametrize(
+        ("override", "message", "hint"),
+        [
+            (
+                "data.validation.msrvtt.pth=x",
+                "unknown key data.validation.msrvtt.pth",
+                "did you mean data.validation.msrvtt.path?",
+            ),
+            (
+                "data.validation.mine.clip_per_video=3",
+                "unknown key data.validation.mine.clip_per_video",
+                "known here: audio_frames, batch_size, captions",
+            ),
+            ("data.validation.msrvtt.batch_size=0", "data.validation.msrvtt.batch_size: Input should be", ""),
+            ("data.validation.msrvtt.type=msrvt", "data.validation.msrvtt.type is 'msrvt'", "known: folder, msrvtt"),
+            ("data.validation.youcook2=3", "data.validation.youcook2", ""),
+            ("data.train.clip_per_video=3", "unknown key", "did you mean data.train.clips_per_video?"),
+            ("data.train.type=howto", "data.train.type is 'howto'", "known: folder, msrvtt"),
+            ("data.train.min_time=0", "data.train.min_time: Input should be", ""),
+            ("data.test.xyzzy=x", "unknown key data.test.xyzzy", "known here: audio_frames"),
+            ("data.test={type: youcook2, pathh: x}", "unknown key data.test.pathh", "did you mean data.test.path?"),
+            ("data.test={type: youcook2}", "data.test.path: Field required", ""),
+            ("data.train={type: shards, url: x, options: 3}", "data.train.options", ""),
+        ],
+    )
+    def test_in_a_data_set_names_the_data_set(self, override: str, message: str, hint: str) -> None:
+        found = error(find_config("everything_at_once_tva"), override)
+        assert message in found.message
+        assert found.hint.startswith(hint)
+
+    def test_a_data_set_may_have_any_name(self) -> None:
+        for name in ("one", "several", "youcook2", "features"):
+            found = error(None, f"data.test={{{name}: {{type: msrvtt, pth: x}}}}")
+            assert f"unknown key data.test.{name}.pth" in found.message
+            assert found.hint == f"did you mean data.test.{name}.path?"
+
     def test_unknown_key_far_from_all_lists_the_known_ones(self) -> None:
         assert error(None, "loss.xyzzy=1").hint == "known here: kind, temperature, weights"
 
@@ -264,6 +300,17 @@ class TestYaml:
     )
     def test_what_is_written_is_read_back(self, value: object) -> None:
         assert parse_yaml(dump_yaml(value)) == value
+
+
+class TestDatasets:
+    def test_one_or_several(self) -> None:
+        one = load_config(None, ["data.test={type: youcook2, path: p}"]).data
+        assert list(one.named("test")) == [""]
+        several = load_config(None, ["data.test={a: {type: youcook2, path: p}, b: null}"]).data
+        assert list(several.named("test")) == ["a"]
+        shards = load_config(None, ["data.test={type: shards, url: u, options: {clips_per_video: 2}}"]).data
+        assert shards.named("test")[""].model_dump()["options"] == {"clips_per_video": 2}
+        assert load_config().data.named("test") == {}
 
 
 class TestShippedConfigs:

@@ -159,13 +159,11 @@ def _dataset_type(value: Any) -> str:
 
 
 def _one_or_several(value: Any) -> str:
-    if (
-        isinstance(value, Mapping)
-        and value
-        and all(v is None or isinstance(v, Mapping | Section) for v in value.values())
-    ):
-        return "several"
-    return "one"
+    if not isinstance(value, Mapping) or not value:
+        return "one"
+    are_sections = [each is None or isinstance(each, Mapping | Section) for each in value.values()]
+    # Where one of several is malformed, the error should name that one.
+    return "several" if all(are_sections) or (any(are_sections) and not value.keys() & _FIELDS) else "one"
 
 
 Dataset = Annotated[
@@ -189,6 +187,7 @@ DATASET_TYPES: dict[str, type[ClipData]] = {
     "mining-youtube": MiningYouTubeData,
     "shards": ShardData,
 }
+_FIELDS = {field for kind in DATASET_TYPES.values() for field in kind.model_fields}
 
 Datasets = Annotated[
     Annotated[Dataset, pydantic.Tag("one")] | Annotated[dict[str, Dataset | None], pydantic.Tag("several")],

@@ -176,8 +176,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _as_config_error(error: pydantic.ValidationError, source: str) -> ConfigError:
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if part not in _TAGS]
+    # A key that is misspelt is missing too, and the misspelling says more.
+    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+    location = _keys(first["loc"])
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         known = _keys_at(first["loc"][:-1])
@@ -198,8 +199,14 @@ def _as_config_error(error: pydantic.ValidationError, source: str) -> ConfigErro
     return ConfigError(f"{source}: {key + ': ' if key else ''}{detail}{given}")
 
 
-_TAGS = {*DATASET_TYPES, "one", "several"}
-"""What pydantic puts into the location of an error beside the keys: which kind of data set was chosen."""
+def _keys(location: tuple[str | int, ...]) -> list[str]:
+    """The keys of a location of pydantic's, without what was chosen for a data set: one or several, and its type."""
+    keys = [str(part) for part in location]
+    if keys[:2] == ["data", "train"]:
+        return keys[:2] + keys[3:]
+    if keys[:1] == ["data"] and keys[1:2] in (["validation"], ["test"]):
+        return keys[:2] + (keys[3:4] + keys[5:] if keys[2:3] == ["several"] else keys[4:])
+    return keys
 
 
 def _keys_at(location: tuple[str | int, ...]) -> list[str]:
