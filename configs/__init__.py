@@ -18,9 +18,6 @@ def shipped_configs() -> list[str]:
 def find_config(name: str | Path) -> Path:
     """The file of an experiment: a path that exists, else the shipped experiment of that name.
 
-    A shipped experiment is named by its path under `configs/`, with or without that folder and the suffix, or by its
-    last part where only one ends so.
-
     Raises:
         ConfigError: there is neither.
 
@@ -30,10 +27,20 @@ def find_config(name: str | Path) -> Path:
         eao.errors.ConfigError: ...
     """
     path = Path(name)
-    if path.is_file():
-        return path
+    return path if path.is_file() else find_shipped(name)
+
+
+def find_shipped(name: str | Path) -> Path:
+    """The file of a shipped experiment.
+
+    It is named by its path under `configs/`, with or without that folder and the suffix, or by its last part where only
+    one ends so.
+
+    Raises:
+        ConfigError: there is none.
+    """
     names = shipped_configs()
-    wanted = path.as_posix().removeprefix("./").removeprefix("configs/").removesuffix(".yaml")
+    wanted = Path(name).as_posix().removeprefix("./").removeprefix("configs/").removesuffix(".yaml")
     found = [n for n in names if n == wanted] or [n for n in names if n.rpartition("/")[2] == wanted]
     if len(found) == 1:
         return FOLDER / f"{found[0]}.yaml"

@@ -79,8 +79,20 @@ class TestInheritance:
 
     def test_missing_base_names_the_file_that_wants_it(self, tmp_path: Path) -> None:
         found = error(write(tmp_path, child="base: parent.yaml\n"))
-        assert "parent.yaml" in found.message
-        assert "child.yaml" in found.hint
+        assert "child.yaml: base: parent.yaml is neither a file nor a shipped experiment" in found.message
+
+    def test_base_may_be_a_shipped_experiment(self, tmp_path: Path) -> None:
+        path = write(tmp_path, mine="base: finetuning/clip/msrvtt\nseed: 5\n")
+        config = load_config(path)
+        assert (config.seed, config.name, config.model.video_dim, config.trainer.epochs) == (5, "mine", 512, 25)
+
+    def test_base_beside_the_file_comes_before_a_shipped_one(self, tmp_path: Path) -> None:
+        write(tmp_path, demo="seed: 5\n")
+        assert load_config(write(tmp_path, mine="base: demo.yaml\n")) == Config(name="mine", seed=5)
+
+    def test_misspelt_base_suggests_the_nearest(self, tmp_path: Path) -> None:
+        found = error(write(tmp_path, mine="base: finetuning/msrvt\n"))
+        assert found.hint == "did you mean finetuning/msrvtt?"
 
     @given(st.recursive(st.integers(), lambda x: st.dictionaries(st.sampled_from("abc"), x, max_size=3), max_leaves=9))
     def test_merge_over_nothing_and_with_itself_changes_nothing(self, value: object) -> None:

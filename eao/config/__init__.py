@@ -1,9 +1,9 @@
 """The schema of every experiment file, `base:` inheritance and `key=value` overrides.
 
-An experiment is one YAML file. `base: other.yaml` (relative to the file that names it) is read first and the file's own
-keys are merged over it, mapping by mapping, so that a file states only what differs:
+An experiment is one YAML file. What `base:` names, a file relative to it or a shipped experiment, is read first and the
+file's own keys are merged over it, mapping by mapping, so that a file states only what differs:
 
-    base: ../pretraining/everything_at_once_tva.yaml
+    base: pretraining/everything_at_once_tva
     model: {cross_modal: false}
     loss: {weights: {text_video: 1, text_audio: 0.1, video_audio: 0.1}}
 

@@ -12,6 +12,7 @@ import yaml
 
 from eao.config.data import DATASET_TYPES
 from eao.config.experiment import Config, ModelConfig
+from eao.configs import find_shipped
 from eao.errors import ConfigError
 from eao.yaml_text import parse_yaml
 
@@ -107,7 +108,10 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
 
 
 def read_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file, merged over that of its `base:` if it names one. A base's `name` is not inherited."""
+    """The mapping in a YAML file, merged over that of its `base:` if it names one.
+
+    A base is a file, relative to the one that names it, or else a shipped experiment. Its `name` is not inherited.
+    """
     path = Path(path)
     if path.resolve() in seen:
         raise ConfigError(f"{path}: `base:` leads back to this file", "remove one link of the circle")
@@ -125,10 +129,20 @@ def read_yaml(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    inherited = read_yaml(path.parent / str(base), (*seen, path.resolve()))
+    inherited = read_yaml(_find_base(path, str(base)), (*seen, path.resolve()))
     # Two experiments of one name would write into one run folder.
     inherited.pop("name", None)
     return merge(inherited, values)
+
+
+def _find_base(path: Path, base: str) -> Path:
+    beside = path.parent / base
+    if beside.exists():
+        return beside
+    try:
+        return find_shipped(base)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: base: {error.message}", error.hint) from None
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
