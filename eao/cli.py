@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from eao.console import err, out, print_json, print_report, print_table, progress, set_up_logging
-from eao.errors import EaoError, ParityError
+from eao.errors import ConfigError, EaoError, ParityError
 
 app = typer.Typer(
     help="Train, evaluate, export, benchmark and search with the Everything-at-Once model (text, video, audio).",
@@ -128,6 +128,43 @@ def convert(
     print_json(report) if as_json else out.print(
         f"[green]✓[/green] {target}: {report['tensors']} tensors, {report['parameters']:,} parameters"
     )
+
+
+@app.command()
+def pack(
+    url: Annotated[str, typer.Option("--out", "-o", help="Folder or URL (s3://, gs://, ...) of the shards.")],
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="The experiment whose data set is packed.")
+    ] = None,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Which data set: train, validation or test.")] = "train",
+    shard_mb: Annotated[int, typer.Option("--shard-size", min=1, help="Megabytes of a shard.")] = 256,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read.")] = 4,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare existing shards with their checksums.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a data set as WebDataset shards, for faster reading and for object storage. Called again, it goes on."""
+    from eao.data.pack import pack_dataset, verify_shards
+    from eao.evaluation.run import dataset_config
+    from eao.experiments import load_experiment
+
+    if verify:
+        with progress("verifying", enabled=not as_json) as report_progress:
+            report = verify_shards(url, report_progress)
+    elif config is None:
+        raise ConfigError("no experiment is named", "give --config, or --verify to check shards")
+    else:
+        settings = load_experiment(config, overrides or [])
+        with progress("packing", enabled=not as_json) as report_progress:
+            report = pack_dataset(
+                dataset_config(settings, split),
+                settings.data,
+                url,
+                shard_bytes=shard_mb << 20,
+                workers=workers,
+                progress=report_progress,
+            )
+    print_report("verified" if verify else "packed", report, as_json)
 
 
 @app.command()

@@ -150,8 +150,6 @@ class ShardData(ClipData):
     type: Literal["shards"] = "shards"
     url: str
     options: dict[str, Any] = {}
-    shuffle_buffer: PositiveInt = 1000
-    """Items among which the next one is drawn in training, on top of the random order of the shards."""
 
 
 def _dataset_type(value: Any) -> str:

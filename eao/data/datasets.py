@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eao.config import ClipData, DataConfig, FolderData, HowTo100MData, MSRVTTData, StepData, YouCook2Data
+from eao.config import ClipData, DataConfig, FolderData, HowTo100MData, MSRVTTData, ShardData, StepData, YouCook2Data
 from eao.data.item import ClipDataset
 from eao.data.loader import WHOLE, BatchLoader, Loader, Share
 from eao.data.text import TextEncoder
@@ -40,6 +40,10 @@ def open_dataset(config: ClipData, data: DataConfig) -> ClipDataset:
         from eao.data.crosstask import StepDataset
 
         return StepDataset(config, data)
+    if isinstance(config, ShardData):
+        from eao.data.shards import ShardDataset
+
+        return ShardDataset(config, data)
     raise ConfigError(f"a data set of type {getattr(config, 'type', None)!r} cannot be read item by item")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from eao.model.batch import Batch
 
 
 class BatchLoader(Protocol):
-    """What training and evaluation iterate over. `Loader` and `eao.data.shards.ShardLoader` are such."""
+    """What training and evaluation iterate over."""
 
     @property
     def dataset(self) -> ClipDataset:
@@ -32,6 +32,15 @@ class BatchLoader(Protocol):
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches with text, from the first that is not skipped."""
+        ...
+
+
+@runtime_checkable
+class Prefetching(Protocol):
+    """A data set that reads several items faster than one after the other."""
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """Read what `clips` needs for these items, which come next."""
         ...
 
 
@@ -134,6 +143,8 @@ class BatchReader(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Batch, list[str]] | EaoError:
         try:
+            if isinstance(self._dataset, Prefetching):
+                self._dataset.prefetch(self._batches[index])
             items = [
                 item
                 for i in self._batches[index]

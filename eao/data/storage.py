@@ -103,6 +103,11 @@ class Storage:
             # A store shows an object only once all of it has arrived.
             self._remote(lambda fs, root: fs.put_file(str(local), f"{root}/{file}"), file)
 
+    def write_text(self, file: str, text: str) -> None:
+        """Write all of a file."""
+        with self.writing(file) as path:
+            path.write_text(text, encoding="utf-8")
+
     def remove(self, file: str) -> None:
         """Remove a file that is there."""
         if self.folder is not None:
