@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from eao.training.optimizer import build_optimizer
 from eao.training.state import LATEST, check_unchanged
 from eao.training.trainer import check_dimensions, choose_precision, count_steps
 
-PATHS = ("path", "path_2d", "path_3d", "csv", "captions", "features", "features_2d", "features_3d", "audio", "steps")
-PATHS += ("annotations", "url")
+PATHS = (
+    *("path", "path_2d", "path_3d", "url", "csv", "captions"),
+    *("features", "features_2d", "features_3d", "audio", "steps", "annotations"),
+)
 """Settings of a data set that name a file or a folder."""
 
 GUIDE = "see docs/reproduce.md"
@@ -161,7 +163,7 @@ def _file(setting: str, path: str, hint: str) -> dict[str, Any]:
     return {"setting": setting, "path": path, "exists": exists} | ({} if exists else {"hint": hint})
 
 
-def _bytes(tensors: list[Tensor]) -> int:
+def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
