@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -18,6 +19,7 @@ from eao.bench.latency import Comparison, Latency, compare, foreign_load
 from eao.bench.naive import naive_forward
 from eao.config import LossConfig, ModelConfig
 from eao.model import MODALITIES, PAIRS, Batch, EverythingAtOnce, build_model
+from eao.model.audio import set_memory_format
 from eao.training.loss import CombinatorialLoss
 
 CLIPS = 16
@@ -147,12 +149,11 @@ def _ways() -> dict[str, Forward]:
 def _evaluation(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any]) -> Row:
     model = model.eval()
     # The published code leaves filters in torch's default format.
-    published = copy.copy(model)
-    published._modules = model._modules | {
-        "davenet": copy.deepcopy(model.davenet).to(memory_format=torch.contiguous_format)
-    }
+    published, davenet = copy.copy(model), copy.deepcopy(model.davenet)
+    set_memory_format(davenet, torch.contiguous_format)
+    published._modules = model._modules | {"davenet": davenet}
     functions = {
-        way: _finished(lambda way=way, f=forward: f(published if way == SIX_PASSES else model, batch))
+        way: _finished(partial(forward, published if way == SIX_PASSES else model, batch))
         for way, forward in _ways().items()
     }
     with torch.inference_mode():
@@ -172,7 +173,7 @@ def _training(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any],
         optimizer.step()
         return value
 
-    functions = {way: _finished(lambda f=forward: step(f)) for way, forward in _ways().items() if way != DENSE}
+    functions = {way: _finished(partial(step, forward)) for way, forward in _ways().items() if way != DENSE}
     row = _row(work, compare(functions, **options))
     optimizer.zero_grad(set_to_none=True)
     return row

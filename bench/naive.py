@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eao.model import Batch, EverythingAtOnce, encoder_modalities
+from eao.model.fusion import Attention, Block, FusionTransformer
 
 # B batch, N tokens, D width, H heads, E embedding
 
@@ -45,12 +46,14 @@ def _embed(model: EverythingAtOnce, encoder: str, tokens: dict[str, tuple[Tensor
         return _mean_of_units([_embed(model, m, tokens) for m in modalities])
     per_modality = model.config.architecture == "per-modality"
     fusion = model.get_submodule(f"fusion_{encoder}") if per_modality else model.fusion
+    assert isinstance(fusion, FusionTransformer)
     x = torch.cat([tokens[m][0] for m in modalities], 1)
     mask = torch.cat([tokens[m][1] for m in modalities], 1)
     if fusion.cls_token is not None:
         x = torch.cat([fusion.cls_token.expand(len(x), -1, -1), x], 1)
         mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
     for block in fusion.blocks:
+        assert isinstance(block, Block)
         x = x + _attention(block.attn, block.norm1(x), mask)
         x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
     if fusion.cls_token is not None:
@@ -62,7 +65,7 @@ def _embed(model: EverythingAtOnce, encoder: str, tokens: dict[str, tuple[Tensor
     return outputs[0] if len(outputs) == 1 else _mean_of_units(outputs)
 
 
-def _attention(layer: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+def _attention(layer: Attention, x: Tensor, mask: Tensor) -> Tensor:
     heads = layer.num_heads
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in layer.qkv(x).chunk(3, -1))  # (B, H, N, D/H)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
@@ -71,8 +74,7 @@ def _attention(layer: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _head(model: EverythingAtOnce, modality: str) -> nn.Module:
-    shared = hasattr(model, "proj")
-    return model.get_submodule("proj" if shared else f"{modality}_proj")
+    return model.get_submodule("proj" if hasattr(model, "proj") else f"{modality}_proj")
 
 
 def _mean_of_units(parts: Sequence[Tensor]) -> Tensor:

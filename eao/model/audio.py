@@ -32,7 +32,7 @@ class ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, (1, 9), padding=(0, 4), bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample: nn.Module | None = None
+        self.downsample: nn.Sequential | None = None
         if stride != 1:
             shortcut = nn.Conv2d(input_channels, channels, 1, stride=stride, bias=False)
             self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(channels))
@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
         used = ranges(lengths.cumsum(0) - lengths, wanted, stride)
         shortcut = x[used]
         if self.downsample is not None:
-            conv, norm = self.downsample
+            conv, norm = self.downsample[0], self.downsample[1]
             shortcut = _norm(norm, F.linear(shortcut, conv.weight.flatten(1)))
         x = torch.relu(_norm(self.bn1, ragged_conv1d(x, self.conv1.weight, lengths, between, stride)))
         return torch.relu(_norm(self.bn2, ragged_conv1d(x, self.conv2.weight, between, wanted)) + shortcut)
@@ -94,7 +94,7 @@ class DAVEnet(nn.Module):
         In eval mode the taps' channels stand side by side, as `ragged_conv1d` and the fastest convolutions read them.
         In training they do not, since torch's BatchNorm is less exact on activations in that format.
         """
-        self.to(memory_format=torch.contiguous_format if mode else torch.channels_last)
+        set_memory_format(self, torch.contiguous_format if mode else torch.channels_last)
         return super().train(mode)
 
     def forward(self, spectrogram: Tensor, wanted: Tensor | None = None) -> Tensor:
@@ -149,8 +149,14 @@ def _reach(wanted: Tensor, stride: int, available: Tensor) -> Tensor:
     return torch.where(wanted > 0, stride * (wanted - 1) + 5, 0).minimum(available)
 
 
-def _norm(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
+def set_memory_format(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay out a module's convolution filters, in place: the parameters stay the same objects."""
+    module.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs lack it
+
+
+def _norm(layer: nn.Module, x: Tensor) -> Tensor:
     """BatchNorm in eval mode on rows (R, C)."""
+    assert isinstance(layer, nn.BatchNorm2d)
     return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)
 
 

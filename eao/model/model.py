@@ -121,7 +121,7 @@ class EverythingAtOnce(nn.Module):
     def forward_dense(self, batch: Batch, encoders: Sequence[str]) -> dict[str, Tensor]:
         """As `forward`, as a static graph over padded tensors: what engines are compiled from."""
         wanted = self._checked(batch, encoders)
-        pooled = {}
+        pooled: dict[tuple[str, str], Tensor] = {}
         tokens: dict[str, Tokens] = {}
         for encoder in _without_sums(wanted):
             modalities = encoder_modalities(encoder)
@@ -208,7 +208,7 @@ class EverythingAtOnce(nn.Module):
     ) -> tuple[Tensor, ...]:
         """What the heads read, (B, D) each: by combination, then modality (one a combination with a cls token)."""
         layout = build_layout([t.lengths for t in tokens], combinations, self.config.fusion.use_cls_token)
-        pooled = fusion.packed(torch.cat([t.x for t in tokens]), layout)  # (G, D)
+        pooled: Tensor = fusion.packed(torch.cat([t.x for t in tokens]), layout)  # type: ignore[operator]  # (G, D)
         return pooled.unflatten(0, (-1, len(tokens[0].lengths))).unbind(0)
 
     def _read(self, encoder: str) -> tuple[str, ...]:
