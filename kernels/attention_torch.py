@@ -1,4 +1,4 @@
-"""Attention over ragged sequences in plain PyTorch: what runs on a CPU, and the reference of the Triton kernels.
+"""Attention over ragged sequences in plain PyTorch: what the operators run.
 
 Sequences of one length that stand side by side go through `scaled_dot_product_attention` as a batch, others one by one:
 nothing is padded. The gradient is taken for a few dozen positions at a time, with no more than their (H, N, N) held.
@@ -39,9 +39,9 @@ def attend(
     parts = [q.new_empty(0, *q.shape[1:])]
     for span, tokens in _runs(starts):
         index = span if rows is None else rows[span]
-        run = [x[index].unflatten(0, (-1, tokens)).transpose(1, 2) for x in (q, k, v)]  # each (G, H, N, C)
+        q_s, k_s, v_s = (x[index].unflatten(0, (-1, tokens)).transpose(1, 2) for x in (q, k, v))  # each (G, H, N, C)
         key_mask = None if mask is None else mask[span].view(-1, 1, 1, tokens)
-        out = F.scaled_dot_product_attention(*run, attn_mask=key_mask, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(q_s, k_s, v_s, attn_mask=key_mask, dropout_p=dropout)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)
 
