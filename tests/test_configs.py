@@ -12,8 +12,8 @@ from eao.config import Config, lay_over, load_config, read_yaml
 from eao.configs import find_config, shipped_configs
 from eao.model import build_model
 
-# Expected values are written from a table of the authors' files, not read from the configurations. The numbers of tensors
-# and parameters were counted in models of their code.
+# Expected values are written from a table of the authors' files, not read from the configurations; tensors and
+# parameters were counted in models of their code.
 
 BASE = "pretraining/everything_at_once_tva"
 ABLATION = "pretraining/ablation"
