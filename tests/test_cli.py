@@ -18,7 +18,7 @@ from eao.errors import ParityError
 from eao.training.run import run_training
 
 GOLDEN = Path(__file__).parent / "golden/checkpoints"
-COMMANDS = ("train", "eval", "convert", "pack", "extract", "embed", "index", "search", "export", "bench", "demo", "doctor")
+COMMANDS = "train eval convert pack extract embed index search export bench demo doctor".split()
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ class ResidualBlock(nn.Module):
         shortcut = x[used]
         if self.downsample is not None:
             conv, norm = self.downsample[0], self.downsample[1]
+            assert isinstance(conv, nn.Conv2d)
             shortcut = _norm(norm, F.linear(shortcut, conv.weight.flatten(1)))
         x = torch.relu(_norm(self.bn1, ragged_conv1d(x, self.conv1.weight, lengths, between, stride)))
         return torch.relu(_norm(self.bn2, ragged_conv1d(x, self.conv2.weight, between, wanted)) + shortcut)
