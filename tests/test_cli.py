@@ -18,7 +18,20 @@ from eao.errors import ParityError
 from eao.training.run import run_training
 
 GOLDEN = Path(__file__).parent / "golden/checkpoints"
-COMMANDS = "train eval convert pack extract embed index search export bench demo doctor".split()
+COMMANDS = [
+    "train",
+    "eval",
+    "convert",
+    "pack",
+    "extract",
+    "embed",
+    "index",
+    "search",
+    "export",
+    "bench",
+    "demo",
+    "doctor",
+]
 
 
 @pytest.fixture
