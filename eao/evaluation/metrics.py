@@ -362,7 +362,7 @@ def _cell(metric: str, value: float, bounds: tuple[float, float] | None = None) 
     """A figure, and below it the interval it lies in."""
 
     def show(x: float) -> str:
-        return f"{x:g}" if metric == "MedR" else f"{x:.1f}"
+        return f"{round(x, 1):g}" if metric == "MedR" else f"{x:.1f}"
 
     return show(value) if bounds is None else f"{show(value)}\n{show(bounds[0])}–{show(bounds[1])}"
 
