@@ -103,6 +103,8 @@ class EverythingAtOnce(nn.Module):
             # A batch without audio saves the time.
             with torch.no_grad():
                 self.davenet(batch.audio)
+        if not wanted:
+            return {}
         singles = _without_sums(wanted)
         present = [m for m in MODALITIES if any(m in encoder_modalities(e) for e in singles)]
         tokens = [self.packed_tokens(batch, m) for m in present]

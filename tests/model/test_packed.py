@@ -118,6 +118,11 @@ def test_gradients_equal_those_of_the_equations(variant, batch):
             torch.testing.assert_close(actual[name], gradient, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_no_encoder_gives_nothing():
+    model, batch = make("one block", 0), Batch(text=torch.randn(2, 4, 7), text_mask=torch.ones(2, 4, dtype=torch.bool))
+    assert model(batch, []) == model.forward_dense(batch, []) == {}
+
+
 def test_padding_is_never_computed():
     model = make("one block", 0)
     mask = torch.tensor([[True, True, False, False], [True, False, False, False]])
