@@ -15,10 +15,10 @@ from .processes import run_together
 from .steps import CASES, ROWS, make_batch, make_config, make_step, relative_error, take
 
 STEPS = Path(__file__).with_name("steps.py")
-# The requirement is 1e-5. In float64 what differs is the order of sums alone.
-TOLERANCE = 1e-9
-# The gradient of a bias before BatchNorm in training mode is 0 but for rounding: relative to what it was summed from.
-FLOOR = 1e-12
+# The requirement is 1e-5. Models are in float64 here, the loss is in float32: the order of its sums is what differs.
+TOLERANCE = 1e-6
+# Gradients that are 0 but for rounding, such as that of a bias before BatchNorm, relative to the largest one.
+FLOOR = 1e-9
 
 
 def assert_same_step(actual: dict, expected: dict, tolerance: float = TOLERANCE) -> None:
@@ -37,7 +37,7 @@ def assert_same_step(actual: dict, expected: dict, tolerance: float = TOLERANCE)
 
 def assert_same_buffers(actual: dict, expected: dict) -> None:
     for name, buffer in expected["buffers"].items():
-        torch.testing.assert_close(actual["buffers"][name], buffer, rtol=TOLERANCE, atol=1e-12, msg=name)
+        torch.testing.assert_close(actual["buffers"][name], buffer, rtol=TOLERANCE, atol=1e-9, msg=name)
 
 
 # several processes
@@ -60,6 +60,7 @@ def interleaved(batch: Batch, size: int) -> Batch:
     return Batch(**rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["complete", "uneven", "silent", "uneven in training mode", "gradcache"])
 def test_two_processes_take_the_step_of_one_with_the_whole_batch(together, name):
     alone = take({**CASES[name], "gradcache_chunk": None})
@@ -67,6 +68,7 @@ def test_two_processes_take_the_step_of_one_with_the_whole_batch(together, name)
     assert_same_buffers(together[name], alone)
 
 
+@pytest.mark.slow
 def test_chunks_of_two_processes_share_their_batchnorm_statistics(together):
     name = "gradcache in training mode"
     alone = take(CASES[name], batch=interleaved(make_batch("uneven"), 2), gradcache_chunk=4)
@@ -74,11 +76,13 @@ def test_chunks_of_two_processes_share_their_batchnorm_statistics(together):
     assert_same_buffers(together[name], alone)
 
 
+@pytest.mark.slow
 def test_two_processes_accumulate_as_one_does(together):
     alone = take(CASES["accumulate"], batch=interleaved(make_batch("uneven"), 2))
     assert_same_step(together["accumulate"], alone)
 
 
+@pytest.mark.slow
 def test_negatives_of_the_other_process_count(together):
     half = take(CASES["complete"], batch=make_batch()[: ROWS // 2])
     # More negatives make the task harder: log 8 against log 4 at random.
@@ -167,7 +171,7 @@ def test_accumulation_averages_the_gradients_of_parts_with_negatives_of_their_ow
     assert both["loss"] == pytest.approx(sum(p["loss"] for p in parts) / 2, rel=TOLERANCE)
     for name, gradient in both["gradients"].items():
         expected = sum(p["gradients"].get(name, 0) for p in parts) / 2
-        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_batch_smaller_than_its_parts_is_one_part_a_clip():
