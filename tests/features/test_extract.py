@@ -128,7 +128,8 @@ def test_the_folder_holds_what_extract_gives(tmp_path: Path, clips: Path, extrac
     for name, array in (("a_2d", features.video_2d), ("a_3d", features.video_3d)):
         assert array is not None
         with np.load(tmp_path / f"{name}.npz") as stored:
-            np.testing.assert_array_equal(stored["features"], array.astype(np.float16))
+            # A worker has one thread, which sums convolutions in another order: a bit of float16.
+            np.testing.assert_allclose(stored["features"], array.astype(np.float16), rtol=2e-3, atol=1e-5)
 
 
 def test_a_second_run_changes_nothing_and_tries_failures_again(

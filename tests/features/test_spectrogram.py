@@ -35,7 +35,8 @@ def test_window_and_mel_basis_equal_the_reference(golden: dict[str, np.ndarray])
 
 
 def test_an_empty_signal_is_two_silent_frames() -> None:
-    np.testing.assert_array_equal(log_mel(np.zeros(0, np.float32)), np.zeros((40, 2), np.float32))
+    # Logarithms of whole arrays and of single numbers differ in the last bit on some CPUs.
+    np.testing.assert_allclose(log_mel(np.zeros(0, np.float32)), np.zeros((40, 2), np.float32), atol=1e-5)
 
 
 def test_blocks_leave_no_seam() -> None:
