@@ -161,7 +161,13 @@ def _verify(storage: Storage, shard: Shard) -> None:
     if size != shard.bytes:
         there = "does not exist" if size is None else f"has {size} bytes, not {shard.bytes}"
         raise DataError(f"{name} {there}", hint)
-    if hashlib.sha256(storage.read(shard.file)).hexdigest() != shard.sha256:
+    digest = hashlib.sha256()
+    try:
+        for block in storage.blocks(shard.file):
+            digest.update(block)
+    except OSError as error:
+        raise DataError(f"cannot read {name}: {error.strerror or error}", hint) from None
+    if digest.hexdigest() != shard.sha256:
         raise DataError(f"{name} is damaged: its SHA-256 is not that of the index", hint)
 
 
@@ -185,7 +191,9 @@ def _groups(records: Iterator[Record], start: int) -> Iterator[tuple[int, Record
     number, count = start, 0
     group: Record | None = None
     for record in records:
-        if group is not None and _same_features(group, record):
+        # A record with a choice of captions is an item of its own: only where there is one for each item can they be
+        # told apart again.
+        if group is not None and len(group.captions) == count and _same_features(group, record):
             group = group._replace(captions=[*group.captions, *record.captions])
             count += 1
             continue

@@ -27,6 +27,8 @@ from eao.errors import DataError
 INDEX = "index.json"
 FORMAT_VERSION = 1
 BLOCK = tarfile.BLOCKSIZE
+MEMBER_BYTES = 8 << 30
+"""A member must be smaller: the header of a tar archive has room for 33 bits."""
 STREAMS = ("video_2d", "video_3d", "audio")
 CHECK_HINT = "find what is damaged with `eao pack --verify --out FOLDER`, then copy or pack it again"
 
@@ -165,7 +167,7 @@ def unpack_record(data: memoryview, name: str, widths: dict[str, int]) -> Record
 
     Args:
         data: the bytes of its members.
-        name: how messages call it.
+        name: how messages name it.
         widths: of the video streams.
 
     Raises:
@@ -182,20 +184,21 @@ def unpack_record(data: memoryview, name: str, widths: dict[str, int]) -> Record
         arrays[stream] = None if content is None else _array(content, stream, f"{name}: {stream}.npy", widths)
     try:
         values = json.loads(bytes(members[f"{key}.json"]))
-        times = [np.array(values[k], dtype=np.float64) if k in values else None for k in ("starts", "ends")]
-        return Record(
-            str(values["id"]),
-            str(values["path"]),
-            **arrays,
-            captions=values["captions"],
-            starts=times[0],
-            ends=times[1],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{name}: json is damaged: {error}", CHECK_HINT) from None
+        captions = values["captions"]
+        starts, ends = (np.array(values[k], dtype=np.float64) if k in values else None for k in ("starts", "ends"))
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise ValueError("captions are no list of sentences")
+        if any(times is not None and times.shape != (len(captions),) for times in (starts, ends)):
+            raise ValueError("there are not as many times as captions")
+        return Record(str(values["id"]), str(values["path"]), **arrays, captions=captions, starts=starts, ends=ends)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{name}: json is damaged: {reason}", CHECK_HINT) from None
 
 
 def _member(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+    if len(content) >= MEMBER_BYTES:
+        raise DataError(f"{name} has {len(content)} bytes, and a shard holds parts of 8 GiB at most", "cut the video")
     info = tarfile.TarInfo(name)
     info.size = len(content)
     return info.tobuf(tarfile.USTAR_FORMAT), content, bytes(-len(content) % BLOCK)
@@ -210,8 +213,8 @@ def _members(data: memoryview, name: str) -> dict[str, memoryview]:
         except tarfile.HeaderError as error:
             raise DataError(f"{name} is damaged at its byte {place}: {error}", CHECK_HINT) from None
         place += BLOCK
-        if place + info.size > len(data):
-            raise DataError(f"{name}: {info.name} ends after the record", CHECK_HINT)
+        if not 0 <= info.size <= len(data) - place:
+            raise DataError(f"{name}: {info.name} has a size that the record has not", CHECK_HINT)
         members[info.name] = data[place : place + info.size]
         place += info.size + -info.size % BLOCK
     return members
@@ -229,8 +232,9 @@ def _array(content: memoryview, stream: str, name: str, widths: dict[str, int]) 
         if len(content) - file.tell() != dtype.itemsize * shape[0] * shape[1]:
             raise ValueError(f"{len(content)} bytes are not {dtype}{shape}")
         array = np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
-    except ValueError as error:
-        raise DataError(f"{name} is damaged: {error}", CHECK_HINT) from None
+    except Exception as error:  # numpy reads the header of an array as Python, which fails in a dozen different ways
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{name} is damaged: {reason}", CHECK_HINT) from None
     wanted = ("frames", AUDIO_BANDS, shape[0]) if stream == "audio" else ("rows", widths.get(stream), shape[1])
     if wanted[1] != wanted[2]:
         raise DataError(f"{name} is {dtype}{shape}, and {wanted[1]} is the width of the others", CHECK_HINT)

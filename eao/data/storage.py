@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eao.errors import DataError, MissingDependencyError, missing_dependency
-from eao.files import atomic_path
+from eao.files import atomic_path, recover
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+BLOCK_BYTES = 16 << 20
 ATTEMPTS = 5
 FIRST_PAUSE = 0.5
 """Seconds before the second attempt; each later pause is twice as long."""
@@ -43,9 +44,9 @@ class Storage:
         # A plain path needs no fsspec, and must not be parsed as a URL: it may hold "::".
         self.folder = Path(url) if "://" not in url else None
         if self.folder is None:
+            fs, root = self._connect()
             from fsspec.implementations.local import LocalFileSystem
 
-            fs, root = self._connect()
             if isinstance(fs, LocalFileSystem):
                 self.folder = Path(root)
 
@@ -73,6 +74,22 @@ class Storage:
             return (self.folder / file).read_bytes()
         return bytes(self._remote(lambda fs, root: fs.cat_file(f"{root}/{file}"), file))
 
+    def blocks(self, file: str) -> Iterator[bytes]:
+        """All of a file, part by part.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            DataError: it cannot be read.
+        """
+        if self.folder is not None:
+            with (self.folder / file).open("rb") as stream:
+                while block := stream.read(BLOCK_BYTES):
+                    yield block
+            return
+        size = self.size(file) or 0
+        for start in range(0, size, BLOCK_BYTES):
+            yield self.read_ranges([file], [start], [min(start + BLOCK_BYTES, size)])[0]
+
     def read_ranges(self, files: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
         """Parts of files, requested all at once where the storage can do that.
 
@@ -92,8 +109,12 @@ class Storage:
 
     @contextlib.contextmanager
     def writing(self, file: str) -> Iterator[Path]:
-        """A path to write to, which becomes `file` when the block ends without an exception."""
+        """A path to write to, which becomes `file` when the block ends without an exception.
+
+        What a killed writer of the same file left is removed: a folder has one writer at a time.
+        """
         if self.folder is not None:
+            recover(self.folder / file)
             with atomic_path(self.folder / file) as temporary:
                 yield temporary
             return

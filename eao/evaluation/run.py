@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from eao.config import ClipData, Config, CrossTaskData, EvaluationConfig, FeaturesConfig, MSRVTTData, StepData
+from eao.config import ClipData, Config, CrossTaskData, EvaluationConfig, FeaturesConfig, MSRVTTData, ShardData, StepData
 from eao.data.datasets import open_dataset
 from eao.data.loader import Loader
 from eao.data.text import TextEncoder
@@ -147,11 +147,11 @@ def published_beside(config: Config, dataset: ClipData, items: int, tasks: Seque
     """The published figures that answer the same question as an evaluation.
 
     None if the data set is no published one, is its training part, or has other clips than the published evaluation
-    had; and none for a model whose configuration does not say what it was trained on.
+    had; and none for a model whose configuration does not say what it was trained on, as shards do not.
     """
     trained = config.data.train
     name = str(getattr(dataset, "type", None))
-    if trained is None or dataset == trained or (isinstance(dataset, MSRVTTData) and dataset.training):
+    if trained is None or isinstance(trained, ShardData) or dataset == trained or (isinstance(dataset, MSRVTTData) and dataset.training):
         return ()
     setting = "fine-tuned" if getattr(trained, "type", None) == name else "zero-shot"
     return find_published(name, tasks, setting, _backbone(config.features), items)

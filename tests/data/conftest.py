@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from eao.config import DataConfig, FolderData
+from eao.bench.loader import write_howto100m
+from eao.config import DataConfig, FolderData, HowTo100MData
 from eao.data.folder import FolderDataset
 
 DATA = DataConfig(video_tokens=5, audio_frames=64)
@@ -58,6 +59,19 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path):
     return Folder(tmp_path)
+
+
+@pytest.fixture
+def captioned(folder) -> FolderData:
+    """Clips of which one has two captions, one no sound and one no video."""
+    folder.clip("one", captions=("a dog", "a cat")).clip("x/two", frames=None).clip("three", rows_2d=None, rows_3d=None)
+    return folder.dataset().config
+
+
+@pytest.fixture
+def howto(tmp_path) -> HowTo100MData:
+    """Seven videos with speech."""
+    return write_howto100m(tmp_path / "howto", videos=7, width=16)
 
 
 @pytest.fixture

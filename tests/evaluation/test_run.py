@@ -114,6 +114,7 @@ def test_the_setting_of_published_figures_follows_what_the_model_was_trained_on(
     training = {"type": "msrvtt", "path": "train.pkl", "training": True}
     assert figures(configured(training, MSRVTT, **RESNET)) == [("fine-tuned", 23.7)]
     assert figures(configured(None, MSRVTT, **RESNET)) == []
+    assert figures(configured({"type": "shards", "url": "unknown"}, MSRVTT, **RESNET)) == []
 
 
 def test_no_published_figures_beside_other_clips_than_theirs():
