@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from eao.config import ClipData, Config, CrossTaskData, EvaluationConfig, FeaturesConfig, MSRVTTData, ShardData, StepData
+from eao.config import (
+    ClipData,
+    Config,
+    CrossTaskData,
+    EvaluationConfig,
+    FeaturesConfig,
+    MSRVTTData,
+    ShardData,
+    StepData,
+)
 from eao.data.datasets import open_dataset
 from eao.data.loader import Loader
 from eao.data.text import TextEncoder
@@ -151,7 +160,12 @@ def published_beside(config: Config, dataset: ClipData, items: int, tasks: Seque
     """
     trained = config.data.train
     name = str(getattr(dataset, "type", None))
-    if trained is None or isinstance(trained, ShardData) or dataset == trained or (isinstance(dataset, MSRVTTData) and dataset.training):
+    if (
+        trained is None
+        or isinstance(trained, ShardData)
+        or dataset == trained
+        or (isinstance(dataset, MSRVTTData) and dataset.training)
+    ):
         return ()
     setting = "fine-tuned" if getattr(trained, "type", None) == name else "zero-shot"
     return find_published(name, tasks, setting, _backbone(config.features), items)
