@@ -56,8 +56,9 @@ class ShardDataset:
         whole = isinstance(self.packed, WholeData)
         self.shape = whole_shape(self.packed, data) if whole else clip_shape(self.packed, data)  # type: ignore[arg-type]
         self.video_dim = self._index.video_dim
-        stated = getattr(self.packed, "complete_dataset_size", None)
-        self.complete_dataset_size = stated if whole else self._index.complete_dataset_size
+        self.complete_dataset_size = self._index.complete_dataset_size
+        if "complete_dataset_size" in config.options:
+            self.complete_dataset_size = self.packed.complete_dataset_size  # type: ignore[attr-defined]
         # The first item after each shard, and after each record of a shard.
         self._ends = list(accumulate(shard.items for shard in self._index.shards))
         self._record_ends = [list(accumulate(shard.counts)) for shard in self._index.shards]

@@ -1,18 +1,16 @@
-"""Packing data sets and reading the shards: the same items, whatever was interrupted, and damage named."""
+"""Shards as a data set: the same batches as from the files, over ranks and workers and resumed, and damage named."""
 
 import json
-import tarfile
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
 import torch
 
-from eao.bench.loader import write_howto100m
-from eao.config import DataConfig, FolderData, HowTo100MData, ShardData
-from eao.data import pack
-from eao.data.datasets import open_dataset
+from eao.config import DataConfig, ShardData
+from eao.data.datasets import open_dataset, training_loader
 from eao.data.loader import Loader, Share
-from eao.data.pack import PARTIAL, pack_dataset, verify_shards
+from eao.data.pack import pack_dataset
 from eao.data.shard_format import INDEX
 from eao.data.shards import ShardDataset
 from eao.errors import ConfigError, DataError
@@ -21,65 +19,76 @@ DATA = DataConfig(video_tokens=5, audio_frames=64)
 SMALL = 400_000  # bytes: several shards for a few records
 
 
-@pytest.fixture
-def howto(tmp_path) -> HowTo100MData:
-    return write_howto100m(tmp_path / "howto", videos=7, width=16)
+@pytest.fixture(params=["{tmp}/shards", "memory://{tmp}/shards"])
+def url(request, howto, tmp_path) -> str:
+    """Seven videos in several shards."""
+    url = request.param.format(tmp=tmp_path)
+    pack_dataset(howto, DATA, url, shard_bytes=SMALL)
+    return url
 
 
 @pytest.fixture
-def captions(folder) -> FolderData:
-    """Clips of which some have several captions, one has no sound and one no video."""
-    folder.clip("one", captions=("a dog", "a cat")).clip("x/two", frames=None).clip("three", rows_2d=None, rows_3d=None)
-    folder.dataset()
-    return FolderData(features=str(folder.path / "features"), captions=str(folder.path / "captions.jsonl"))
+def packed(howto, tmp_path):
+    """The folder of seven videos in one shard."""
+    pack_dataset(howto, DATA, str(tmp_path / "shards"))
+    return tmp_path / "shards"
 
 
 def shards(url, **changes) -> ShardDataset:
     return ShardDataset(ShardData(url=str(url), **changes), DATA)
 
 
-def assert_same_items(a, b, seed=0):
-    assert len(a) == len(b)
-    assert (a.video_dim, a.complete_dataset_size) == (b.video_dim, b.complete_dataset_size)
-    for i in range(len(a)):
-        for x, y in zip(a.clips(i, np.random.default_rng(seed)), b.clips(i, np.random.default_rng(seed)), strict=True):
-            for first, second in zip(x, y, strict=True):
-                np.testing.assert_array_equal(first, second)
+def epoch(source, lengths=None, skip=0, size=2, **options):
+    loader = Loader(source, lengths, size, shuffle=True, seed=5, drop_last=True, **options)
+    loader.set_epoch(3, skip=skip)
+    return list(loader)
 
 
-@pytest.mark.parametrize("url", ["{tmp}/shards", "file://{tmp}/shards", "memory://shards-{name}"])
-@pytest.mark.parametrize("name", ["howto", "captions"])
-def test_shards_give_the_items_of_the_files(request, tmp_path, url, name):
-    config, url = request.getfixturevalue(name), url.format(tmp=tmp_path, name=name)
-    report = pack_dataset(config, DATA, url, shard_bytes=SMALL)
-    assert report.shards > 1 or name == "captions"
-    assert_same_items(open_dataset(config, DATA), shards(url))
+def assert_same_batches(batches, expected) -> None:
+    for a, b in zip(batches, expected, strict=True):
+        assert a.ids == b.ids
+        for field in ("text", "video", "video_mask", "audio", "audio_mask", "audio_frames"):
+            assert torch.equal(getattr(a, field), getattr(b, field)), field
 
 
-def test_batches_of_shards_are_those_of_the_files(howto, tmp_path, lengths):
-    pack_dataset(howto, DATA, str(tmp_path / "shards"), shard_bytes=SMALL)
-    dataset = shards(tmp_path / "shards")
-
-    def epoch(source, **options):
-        loader = Loader(source, lengths, 2, shuffle=True, seed=5, drop_last=True, **options)
-        loader.set_epoch(3, skip=1)
-        return list(loader)
-
-    expected = epoch(open_dataset(howto, DATA))
-    for workers in (0, 2):
-        for a, b in zip(epoch(dataset, workers=workers), expected, strict=True):
-            assert a.ids == b.ids
-            assert torch.equal(a.video, b.video)
-            assert torch.equal(a.audio, b.audio)
-    halves = [epoch(dataset, share=Share(rank, 2)) for rank in (0, 1)]
-    for whole, *parts in zip(expected, *halves, strict=True):
-        assert [i for part in parts for i in part.ids] == list(whole.ids)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_shards_are_those_of_the_files(howto, url, lengths, workers):
+    expected = epoch(open_dataset(howto, DATA), lengths)
+    assert_same_batches(epoch(shards(url), lengths, workers=workers), expected)
 
 
-def test_object_storage_is_asked_once_a_batch(howto, monkeypatch):
-    url = "memory://prefetched"
-    pack_dataset(howto, DATA, url, shard_bytes=SMALL)
-    dataset = shards(url)
+@pytest.mark.parametrize("skip", [1, 2, 3])
+def test_an_epoch_goes_on_where_it_was_left(url, lengths, skip):
+    """A new data set, loader and number of workers, as after a run was killed."""
+    whole = epoch(shards(url), lengths)
+    assert_same_batches(epoch(shards(url), lengths, skip=skip, workers=2), whole[skip:])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_video_is_read_once_in_an_epoch_over_all_processes(url, world):
+    size = world if world > 1 else 7
+    parts = [
+        epoch(shards(url, options={"clips_per_video": 1}), size=size, workers=2, share=Share(rank, world))
+        for rank in range(world)
+    ]
+    videos = [name.split("/")[1][:10] for part in parts for batch in part for name in batch.ids]
+    assert len(videos) == len(set(videos)) == 7 // size * size
+
+
+def test_epochs_and_seeds_have_orders_and_windows_of_their_own(url):
+    def ids(seed, number):
+        loader = training_loader(ShardData(url=url), DATA.model_copy(update={"batch_size": 7}), None, seed)
+        loader.set_epoch(number)
+        return [name for batch in loader for name in batch.ids]
+
+    seen = {(seed, number): ids(seed, number) for seed in (0, 1) for number in (0, 1)}
+    assert all(a != b for i, a in seen.items() for j, b in seen.items() if i != j)
+    assert ids(1, 1) == seen[1, 1]
+
+
+def test_object_storage_is_asked_once_a_batch(howto, tmp_path, monkeypatch):
+    pack_dataset(howto, DATA, f"memory://{tmp_path}/shards", shard_bytes=SMALL)
+    dataset = shards(f"memory://{tmp_path}/shards")
     calls = []
     read = dataset._storage.read_ranges
     monkeypatch.setattr(dataset._storage, "read_ranges", lambda f, s, e: calls.append(len(f)) or read(f, s, e))
@@ -87,125 +96,129 @@ def test_object_storage_is_asked_once_a_batch(howto, monkeypatch):
     assert calls == [4, 3]
 
 
-def test_captions_of_one_clip_share_its_features(captions, tmp_path):
-    pack_dataset(captions, DATA, str(tmp_path / "shards"))
-    with tarfile.open(tmp_path / "shards/000000.tar") as archive:
-        names = archive.getnames()
-    assert sum(name.endswith(".json") for name in names) == 3
-    assert [shards(tmp_path / "shards").record(i).captions for i in (0, 1)] == [["a dog"], ["a cat"]]
+def test_shards_on_disk_are_mapped_not_read(packed):
+    record = shards(packed).record(3)
+    assert not record.audio.flags.owndata and not record.audio.flags.writeable
 
 
-def test_webdataset_reads_them(howto, tmp_path):
-    webdataset = pytest.importorskip("webdataset")
-    pack_dataset(howto, DATA, str(tmp_path / "shards"), shard_bytes=SMALL)
-    files = sorted(map(str, (tmp_path / "shards").glob("*.tar")))
-    samples = list(webdataset.WebDataset(files, shardshuffle=False, nodesplitter=None).decode())
-    dataset = open_dataset(howto, DATA)
-    assert [s["json"]["id"] for s in samples] == [dataset.record(i).id for i in range(7)]
-    np.testing.assert_array_equal(samples[3]["audio.npy"], dataset.record(3).audio)
+def test_a_data_set_in_use_goes_to_another_process(packed):
+    dataset = shards(packed)
+    expected = dataset.record(3)
+    copy = ForkingPickler.loads(ForkingPickler.dumps(dataset))
+    np.testing.assert_array_equal(copy.record(3).audio, expected.audio)
 
 
-def test_an_interrupted_packing_goes_on_to_the_same_bytes(howto, tmp_path, monkeypatch):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    pack_dataset(howto, DATA, str(whole), shard_bytes=SMALL)
-    packed = pack.pack_record
-    seen = []
-
-    def stop(key, record):
-        seen.append(key)
-        if len(seen) == 5:
-            raise KeyboardInterrupt
-        return packed(key, record)
-
-    monkeypatch.setattr(pack, "pack_record", stop)
-    with pytest.raises(KeyboardInterrupt):
-        pack_dataset(howto, DATA, str(broken), shard_bytes=SMALL)
-    monkeypatch.undo()
-    assert (broken / PARTIAL).exists() and not (broken / INDEX).exists()
-    with pytest.raises(DataError, match="does not exist") as error:
-        shards(broken)
-    assert "eao pack again" in error.value.hint
-    report = pack_dataset(howto, DATA, str(broken), shard_bytes=SMALL)
-    assert report.kept > 0
-    assert {p.name: p.read_bytes() for p in whole.iterdir()} == {p.name: p.read_bytes() for p in broken.iterdir()}
+def test_few_shards_stay_mapped(howto, tmp_path, monkeypatch):
+    monkeypatch.setattr("eao.data.shards.OPEN_SHARDS", 2)
+    pack_dataset(howto, DATA, str(tmp_path / "s"), shard_bytes=1)
+    dataset = shards(tmp_path / "s")
+    first = dataset.record(0)
+    before = first.audio.copy()
+    for i in range(7):
+        dataset.record(i)
+    assert len(dataset._mapped) == 2
+    np.testing.assert_array_equal(first.audio, before)
 
 
-def test_packing_again_does_nothing_and_another_data_set_is_refused(howto, captions, tmp_path):
-    url = str(tmp_path / "shards")
-    first = pack_dataset(howto, DATA, url, shard_bytes=SMALL)
-    before = (tmp_path / "shards" / INDEX).stat().st_mtime_ns
-    again = pack_dataset(howto, DATA, url, shard_bytes=SMALL)
-    assert (again.items, again.kept) == (first.items, first.shards)
-    assert (tmp_path / "shards" / INDEX).stat().st_mtime_ns == before
-    with pytest.raises(ConfigError, match="another data set"):
-        pack_dataset(captions, DATA, url, shard_bytes=SMALL)
+@pytest.mark.parametrize("index", [-1, 7])
+def test_there_is_nothing_beyond_the_last_item(packed, index):
+    with pytest.raises(IndexError):
+        shards(packed).record(index)
 
 
-def test_options_change_how_windows_are_drawn(howto, tmp_path):
-    pack_dataset(howto, DATA, str(tmp_path / "shards"))
-    dataset = shards(tmp_path / "shards", options={"clips_per_video": 3}, video_tokens=2)
+def test_options_change_how_windows_are_drawn(howto, packed):
+    dataset = shards(packed, options={"clips_per_video": 3}, video_tokens=2)
     clips = dataset.clips(0, np.random.default_rng(0))
     assert len(clips) == 3 and len(clips[0].video) == 2
-    with pytest.raises(ConfigError, match="'captions' of shards cannot be changed"):
-        shards(tmp_path / "shards", options={"captions": "other.pickle"})
-    with pytest.raises(ConfigError, match="min_time"):
-        shards(tmp_path / "shards", options={"min_time": -1})
+    changed = howto.model_copy(update={"min_time": 4.0, "audio_shift": "none"})
+    again = shards(packed, options={"min_time": 4.0, "audio_shift": "none"})
+    for a, b in zip(
+        again.clips(2, np.random.default_rng(0)),
+        open_dataset(changed, DATA).clips(2, np.random.default_rng(0)),
+        strict=True,
+    ):
+        assert a.id == b.id
+        np.testing.assert_array_equal(a.audio, b.audio)
 
 
-def damage(path, start):
-    data = bytearray(path.read_bytes())
-    data[start] ^= 0xFF
-    path.write_bytes(data)
+def test_options_of_whole_clips(captioned, tmp_path):
+    pack_dataset(captioned, DATA, str(tmp_path / "s"))
+    assert shards(tmp_path / "s").complete_dataset_size is None
+    dataset = shards(tmp_path / "s", options={"complete_dataset_size": 10, "cut_clips": 2})
+    assert dataset.complete_dataset_size == 10
+    assert len(dataset.clips(0, np.random.default_rng(0))) == 2
 
 
-def test_verification_names_the_damaged_shard(howto, tmp_path):
-    pack_dataset(howto, DATA, str(tmp_path / "s"), shard_bytes=SMALL)
-    assert verify_shards(str(tmp_path / "s")).items == 7
-    damage(tmp_path / "s/000001.tar", 3000)
-    with pytest.raises(DataError, match=r"000001\.tar is damaged"):
-        verify_shards(str(tmp_path / "s"))
-    (tmp_path / "s/000001.tar").unlink()
-    with pytest.raises(DataError, match=r"000001\.tar does not exist"):
-        verify_shards(str(tmp_path / "s"))
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"captions": "other.pickle"}, "'captions' of shards cannot be changed"),
+        ({"cut_clips": 2}, "'cut_clips' of shards cannot be changed"),
+        ({"min_time": -1}, "min_time"),
+    ],
+)
+def test_options_that_cannot_be_are_named(packed, options, says):
+    with pytest.raises(ConfigError, match=says):
+        shards(packed, options=options)
 
 
-def test_a_damaged_record_is_named(howto, tmp_path):
-    pack_dataset(howto, DATA, str(tmp_path / "s"))
-    offset = json.loads((tmp_path / "s" / INDEX).read_text())["shards"][0]["offsets"][2]
-    damage(tmp_path / "s/000000.tar", offset + 3)  # in the name of a member, which its checksum covers
-    dataset = shards(tmp_path / "s")
-    assert dataset.record(1).id
+def test_a_folder_without_shards_says_what_to_do(tmp_path):
+    with pytest.raises(DataError, match=r"index\.json does not exist") as error:
+        shards(tmp_path)
+    assert "eao pack" in error.value.hint
+
+
+def test_an_index_of_a_data_set_that_is_not_packed_is_refused(packed):
+    index = packed / INDEX
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"dataset": {"type": "crosstask"}}))
+    with pytest.raises(DataError, match="'crosstask'"):
+        shards(packed)
+
+
+def damage_record(folder, number) -> None:
+    """In the name of a member, which the checksum of its header covers."""
+    offset = json.loads((folder / INDEX).read_text())["shards"][0]["offsets"][number]
+    shard = folder / "000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[offset + 3] ^= 0xFF
+    shard.write_bytes(data)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_record_is_named_with_its_shard(packed, workers):
+    damage_record(packed, 2)
+    dataset = shards(packed)
+    assert dataset.record(1).id == "video00001"
     with pytest.raises(DataError, match=r"000000\.tar record 2") as error:
-        dataset.record(2)
+        epoch(dataset, workers=workers)
     assert "eao pack --verify" in error.value.hint
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 99}, "version 99"),
-        ({"shards": [{"file": "../../etc/passwd"}]}, "is damaged: shards.0"),
-        ({"items": "many"}, "is damaged: items"),
-        ({"dataset": {"type": "crosstask"}}, "'crosstask'"),
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-512]), r"000000\.tar has \d+ bytes, not \d+"),
+        (lambda shard: shard.write_bytes(b""), r"cannot read .*000000\.tar"),
+        (lambda shard: shard.unlink(), r"cannot read .*000000\.tar"),
     ],
+    ids=["shortened", "empty", "gone"],
 )
-def test_a_damaged_index_is_refused(howto, tmp_path, change, says):
-    pack_dataset(howto, DATA, str(tmp_path / "s"))
-    index = tmp_path / "s" / INDEX
-    index.write_text(json.dumps(json.loads(index.read_text()) | change))
-    with pytest.raises(DataError, match=says):
-        shards(tmp_path / "s")
+def test_a_shard_that_is_not_whole_is_named(packed, change, says):
+    change(packed / "000000.tar")
+    with pytest.raises(DataError, match=says) as error:
+        shards(packed).record(0)
+    assert "eao pack" in error.value.hint
 
 
-def test_a_shortened_shard_is_refused(howto, tmp_path):
-    pack_dataset(howto, DATA, str(tmp_path / "s"))
-    shard = tmp_path / "s/000000.tar"
-    shard.write_bytes(shard.read_bytes()[:-512])
-    with pytest.raises(DataError, match=r"000000\.tar has .* bytes, not"):
-        shards(tmp_path / "s").record(0)
-
-
-def test_windows_of_segments_cannot_be_packed(tmp_path, monkeypatch):
-    monkeypatch.setattr(pack, "open_dataset", lambda *_: object())
-    with pytest.raises(ConfigError, match="cannot be packed"):
-        pack_dataset(ShardData(url="x"), DATA, str(tmp_path / "s"))
+@pytest.mark.parametrize("read", [lambda d: d.record(6), lambda d: d.prefetch([0, 6])], ids=["one", "a batch"])
+def test_a_shard_that_is_not_whole_on_object_storage_is_named(howto, tmp_path, read):
+    pack_dataset(howto, DATA, f"memory://{tmp_path}/shards", shard_bytes=SMALL)
+    dataset = shards(f"memory://{tmp_path}/shards")
+    last = dataset._index.shards[-1].file
+    dataset._storage.write_text(last, "x" * 100)
+    with pytest.raises(DataError, match=rf"/shards/{last} ends at byte 100"):
+        read(dataset)
+    dataset._storage.remove(last)
+    with pytest.raises(DataError, match=last) as error:
+        read(dataset)
+    assert "eao pack" in error.value.hint
