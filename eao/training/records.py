@@ -35,7 +35,7 @@ class EpochRecord:
         """Everything that was measured as one flat mapping: "train/loss", "validation/t2va/R1", ..."""
         flat: dict[str, float] = {}
         if self.loss is not None:
-            flat = train_metrics(self.loss, self.terms, self.learning_rate, self.clips_per_second)
+            flat = train_metrics(self.epoch, self.loss, self.terms, self.learning_rate, self.clips_per_second)
         flat |= {f"validation/{name}": value for name, value in self.validation_loss.items()}
         for task, metrics in self.validation.items():
             flat |= {f"validation/{task}/{name}": value for name, value in metrics.items()}
@@ -43,12 +43,12 @@ class EpochRecord:
 
 
 def train_metrics(
-    loss: float, terms: Mapping[str, float], learning_rate: float, clips_per_second: float
+    epoch: float, loss: float, terms: Mapping[str, float], learning_rate: float, clips_per_second: float
 ) -> dict[str, float]:
-    """What is measured while training, by the names that trackers are given."""
+    """What is measured while training, by the names that trackers are given; `epoch` counts what is done, in parts."""
     named = {f"train/terms/{term}": value for term, value in terms.items()}
     rates = {"train/learning_rate": learning_rate, "train/clips_per_second": clips_per_second}
-    return {"train/loss": loss, **named, **rates}
+    return {"train/epoch": epoch, "train/loss": loss, **named, **rates}
 
 
 @dataclass

@@ -231,7 +231,8 @@ class Trainer:
         every, rate = self.config.trainer.log_steps, self.sums.clips_per_second
         # The last step of an epoch is logged with the means of the epoch.
         if every and step % every == 0 and self.sums.steps < self.steps_per_epoch:
-            self.trackers.log(train_metrics(loss, terms, self.schedule.rate(step - 1), rate), step)
+            epoch = self.epoch + self.sums.steps / self.steps_per_epoch
+            self.trackers.log(train_metrics(epoch, loss, terms, self.schedule.rate(step - 1), rate), step)
         epochs = self.config.trainer.epochs
         report(Progress(self.epoch + 1, epochs, self.sums.steps, self.steps_per_epoch, loss, rate))
 
@@ -295,8 +296,6 @@ class Trainer:
 def choose_precision(wanted: str, device: torch.device) -> str:
     """The training precision: what is asked for, or for "auto" the best the device has (bf16 on CUDA, fp32 on CPU)."""
     if wanted != "auto":
-        if device.type == "cpu" and wanted == "fp16":
-            raise ConfigError("trainer.precision=fp16 needs a GPU", "use fp32 or auto on this machine")
         return wanted
     if device.type != "cuda":
         return "fp32"

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from eao.checkpoint import load_checkpoint
+from eao.config import merge
 from eao.errors import CheckpointError, ConfigError, EaoError
 from eao.training.run import run_training
 from eao.training.trainer import Trainer
+
+DROPOUT = {"fusion": {"drop_rate": 0.1}}
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -29,21 +32,42 @@ def test_training_lowers_the_loss_and_fills_the_run_folder(experiment, tmp_path)
     assert result["best"]["validation"]["t2va"]["R1"] == best
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(experiment, tmp_path):
-    run_training(experiment(), tmp_path / "whole", quiet=True)
+class Interrupted(Exception):
+    pass
 
-    class Interrupted(Exception):
-        pass
 
-    def interrupt(progress):
-        if progress.epoch == 3 and progress.step == 1:
+def interrupt_at(epoch: int, step: int):
+    """A report that ends the run after a step."""
+
+    def report(progress):
+        if (progress.epoch, progress.step) == (epoch, step):
             raise Interrupted
 
+    return report
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"trainer": {"checkpoint_steps": 1, "ema_decay": 0.8}, "schedule": {"name": "cosine", "warmup_steps": 3}},
+        # The scale starts at 65536, comes down in the first steps, and is part of what is resumed.
+        {"trainer": {"checkpoint_steps": 2, "precision": "fp16"}, "schedule": {"name": "ReduceLROnPlateau"}},
+        {"trainer": {"checkpoint_steps": 1, "precision": "bf16", "accumulate": 2, "clip_grad_norm": 0.1}},
+        {"trainer": {"checkpoint_steps": 2, "gradcache_chunk": 3}, "data": {"train": {"repeat": 2}}},
+        {"optimizer": {"name": "SGD", "args": {"momentum": 0.9}}, "loss": {"kind": "mms"}},
+    ],
+    ids=["plain", "average", "fp16", "bf16", "gradcache", "mms"],
+)
+def test_an_interrupted_run_resumes_to_the_same_weights(experiment, tmp_path, settings):
+    settings = merge({"trainer": {"epochs": 3}, "data": {"batch_size": 4}, "model": DROPOUT}, settings)
+    run_training(experiment(**settings), tmp_path / "whole", quiet=True)
     with pytest.raises(Interrupted):
-        Trainer(experiment(), tmp_path / "broken").run(interrupt)
-    run_training(experiment(), tmp_path / "broken", resume=True, quiet=True)
-    whole, resumed = weights(tmp_path / "whole/latest"), weights(tmp_path / "broken/latest")
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+        Trainer(experiment(**settings), tmp_path / "broken").run(interrupt_at(2, 3))
+    run_training(experiment(**settings), tmp_path / "broken", resume=True, quiet=True)
+    for name in ("latest", "best"):
+        whole, resumed = (weights(tmp_path / run / name) for run in ("whole", "broken"))
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("whole", "broken")]
     assert [json.loads(a)["loss"] for a in logs[0]] == [json.loads(b)["loss"] for b in logs[1]]
 
@@ -114,3 +138,109 @@ def test_initial_weights_are_loaded(experiment, tmp_path):
 def test_a_batch_larger_than_the_data_is_an_error(experiment, tmp_path):
     with pytest.raises(ConfigError, match="data.batch_size=16"):
         Trainer(experiment(data={"batch_size": 99}), tmp_path / "run")
+
+
+def test_the_kept_weights_are_the_moving_average(experiment, tmp_path):
+    trainer = Trainer(experiment(trainer={"epochs": 2, "ema_decay": 0.7, "save_every": 2}), tmp_path / "run")
+    steps = []
+
+    def note(progress):
+        steps.append({key: x.clone() for key, x in trainer.model.state_dict().items()})
+
+    trainer.run(note)
+    kept, latest = weights(tmp_path / "run/epoch-2"), weights(tmp_path / "run/latest")
+    for key, last in steps[-1].items():
+        assert torch.equal(latest[key], last)
+        if not key.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            average = steps[0][key]
+            for step in steps[1:]:
+                average = 0.7 * average + 0.3 * step[key]
+            torch.testing.assert_close(kept[key], average, rtol=1e-5, atol=1e-7)
+
+
+def test_checkpoints_by_epoch_are_kept_beside_the_best_and_the_latest(experiment, tmp_path):
+    run_training(experiment(trainer={"epochs": 4, "save_every": 2}), tmp_path / "run", quiet=True)
+    folders = {path.name for path in (tmp_path / "run").iterdir() if (path / "model.safetensors").is_file()}
+    assert folders == {"epoch-2", "epoch-4", "best", "latest"}
+
+
+def test_a_checkpoint_within_an_epoch_says_where_it_is(experiment, tmp_path):
+    config = experiment(trainer={"checkpoint_steps": 3}, data={"batch_size": 4})
+    with pytest.raises(Interrupted):
+        Trainer(config, tmp_path / "run").run(interrupt_at(2, 4))
+    trainer = Trainer(config, tmp_path / "run", resume=True)
+    # Step 8 ends an epoch, whose own checkpoint was not reached; 6 is the last multiple of 3.
+    assert (trainer.epoch, trainer.step, trainer.sums.steps) == (1, 6, 2)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_it_whole(experiment, tmp_path, monkeypatch):
+    config = experiment(trainer={"epochs": 3})
+    save, calls = torch.save, []
+
+    def full_disk(state, path):
+        calls.append(path)
+        save(state, path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        Trainer(config, tmp_path / "run").run()
+    assert Trainer(config, tmp_path / "run", resume=True).epoch == 1
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(experiment, tmp_path):
+    config = experiment(optimizer={"name": "SGD", "lr": 1e30}, trainer={"checkpoint_steps": 1})
+    with pytest.raises(EaoError, match=r"the loss became (nan|inf) at step \d; the batch is saved"):
+        Trainer(config, tmp_path / "run").run()
+    bad = torch.load(tmp_path / "run/bad_batch.pt", weights_only=True)
+    assert {"text", "video", "audio", "ids"} <= bad.keys()
+    assert (tmp_path / "run/latest/training.pt").is_file()
+    rows = [line.split(",") for line in (tmp_path / "run/metrics.csv").read_text().splitlines()[1:]]
+    assert all(float(value) == float(value) for _, _, value in rows)
+
+
+def test_the_monitor_may_ask_for_the_lowest(experiment, tmp_path):
+    config = experiment(trainer={"monitor": "min validation/loss", "epochs": 4})
+    result = run_training(config, tmp_path / "run", quiet=True)
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    lowest = min(records, key=lambda record: record["validation_loss"]["loss"])
+    assert result["best"]["epoch"] == lowest["epoch"]
+
+
+def test_validation_runs_when_it_is_due_and_before_training_if_asked(experiment, tmp_path):
+    trainer = {"epochs": 5, "validate_every": 2, "initial_validation": True}
+    records = Trainer(experiment(trainer=trainer), tmp_path / "run").run()
+    assert [r.epoch for r in records if r.validation] == [0, 2, 4, 5]
+    assert records[0].loss is None and records[0].validation_loss["loss"] > 0
+
+
+def test_validation_sets_are_told_apart_by_name(experiment, tmp_path):
+    config = experiment(trainer={"epochs": 1, "monitor": "validation/second/t2v/R5"})
+    one = config.data.validation
+    config.data.validation = {"first": one, "second": one.model_copy(update={"split": "train"})}
+    (record,) = Trainer(config, tmp_path / "run").run()
+    assert {"first/t2va", "second/t2va"} <= record.validation.keys()
+    assert record.validation_loss.keys() == {"first/loss", "second/loss"}
+
+
+def test_trackers_are_given_every_step_asked_for_and_every_epoch(experiment, tmp_path):
+    config = experiment(data={"batch_size": 4}, trainer={"epochs": 2, "log_steps": 2})
+    Trainer(config, tmp_path / "run").run()
+    rows = [line.split(",") for line in (tmp_path / "run/metrics.csv").read_text().splitlines()[1:]]
+    series = {name: [(int(s), float(v)) for s, n, v in rows if n == name] for _, name, _ in rows}
+    assert series["train/epoch"] == [(2, 0.5), (4, 1.0), (6, 1.5), (8, 2.0)]
+    assert [step for step, _ in series["train/loss"]] == [2, 4, 6, 8]
+    assert [step for step, _ in series["validation/t2va/R1"]] == [4, 8]
+    assert all(rate == pytest.approx(1e-2 * 0.9 ** (step > 4)) for step, rate in series["train/learning_rate"])
+    assert all(speed > 0 for _, speed in series["train/clips_per_second"])
+
+
+def test_fine_tuning_in_eval_mode_trains_batchnorm_s_weights_and_draws_no_dropout(experiment, tmp_path):
+    model = {"fusion": {"drop_rate": 0.5}}
+    losses = []
+    for drop in (model, {}):
+        config = experiment(model=drop, trainer={"eval_mode": True, "epochs": 1, "noise": 0, "token_dropout": 0})
+        losses.append(Trainer(config, tmp_path / f"run{len(losses)}").run()[0].loss)
+    assert losses[0] == losses[1]
