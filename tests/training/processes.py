@@ -1,19 +1,48 @@
-"""Real processes for the tests: several that train together, as `torchrun` would start them."""
+"""Real processes for the tests, forked from one that holds the imports already: torch alone takes seconds to import."""
 
-import os
+import functools
+import multiprocessing
 import socket
-import subprocess
-import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 
-TIMEOUT = 120
+import pytest
+
+PATIENCE = 120
+"""Seconds that a process may take on a busy machine."""
+
+# What a test's module defines cannot be imported there, so a process is given source text.
+RUN = """
+import os, runpy, sys
+
+os.environ.update({variables})
+for number, name in ((1, {out!r}), (2, {err!r})):
+    os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
+kind, *rest = {arguments}
+if kind == "-c":
+    exec(rest[0], {{"__name__": "__main__"}})
+elif kind == "-m":
+    sys.argv = rest
+    runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+else:
+    sys.argv = [kind, *rest]
+    runpy.run_path(kind, run_name="__main__")
+"""
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """That of a process that uses one thread, and is told nothing of a job this test may run in."""
-    job = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: value for name, value in os.environ.items() if name not in job}
-    return kept | {"OMP_NUM_THREADS": "1"} | variables
+@functools.cache
+def context() -> ForkServerContext:
+    """Starts processes of one thread that have imported what training imports, at once or when it gets there."""
+    forks = multiprocessing.get_context("forkserver")
+    lazy = ["gensim.models", "matplotlib.figure", "torch._dynamo"]
+    forks.set_forkserver_preload(["eao.cli", "eao.training.run", *lazy])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    return forks
 
 
 def run_together(arguments: Sequence[str], world: int = 2) -> list[tuple[int, str, str]]:
@@ -26,19 +55,23 @@ def run_together(arguments: Sequence[str], world: int = 2) -> list[tuple[int, st
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env=environment(**job, RANK=str(rank), LOCAL_RANK=str(rank)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        ended = [process.communicate(timeout=TIMEOUT) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(started, ended, strict=True)]
+    with tempfile.TemporaryDirectory() as folder:
+        started = [
+            _start(arguments, {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}, Path(folder) / str(rank))
+            for rank in range(world)
+        ]
+        try:
+            for process in started:
+                process.join(PATIENCE)
+        finally:
+            for process in started:
+                process.kill()
+        texts = [[(Path(folder) / f"{rank}.{stream}").read_text() for stream in (1, 2)] for rank in range(world)]
+    return [(process.exitcode, *text) for process, text in zip(started, texts, strict=True)]
+
+
+def _start(arguments: Sequence[str], variables: Mapping[str, str], streams: Path) -> ForkServerProcess:
+    source = RUN.format(variables=variables, arguments=list(arguments), out=f"{streams}.1", err=f"{streams}.2")
+    process = context().Process(target=exec, args=(source, {}))
+    process.start()
+    return process

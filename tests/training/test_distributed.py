@@ -54,7 +54,6 @@ def test_several_processes_have_a_gpu_each(monkeypatch):
         choose_device("cuda:0", 0, 2)
 
 
-@pytest.mark.slow
 def test_processes_gather_rows_and_share_numbers_to_the_last_bit():
     job = """
 def job(processes):
@@ -68,7 +67,6 @@ def job(processes):
     assert together(job) == [(0, expected, "")] * 2
 
 
-@pytest.mark.slow
 def test_processes_out_of_step_end_with_one_message():
     job = """
 def job(processes):
@@ -79,7 +77,6 @@ def job(processes):
     assert (first + second).count("different numbers of clips: 2 of 1 modalities, 3 of 1 modalities") == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_what_fails_in_one_process_is_told_once_and_ends_all(failing):
     job = f"""
@@ -94,7 +91,6 @@ def job(processes):
     assert ended[1 - failing][2] == ""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_that_is_killed_ends_the_other_with_a_message(killed):
     job = f"""

@@ -1,8 +1,6 @@
 """A run killed at any moment goes on to the weights of one that was not: real processes, killed by the system."""
 
 import csv
-import multiprocessing
-import multiprocessing.forkserver
 import signal
 import time
 
@@ -10,23 +8,11 @@ import pytest
 
 from eao.training.run import run_training
 
+from .processes import PATIENCE, context
+
 STEPS = 32
 KILLED_AT = (1, 6, 9, 16, 21)
 """Steps at which a run is killed or soon after: before the first checkpoint, within epochs, and at their ends."""
-PATIENCE = 120
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Starts processes of one thread, from one that holds the imports already."""
-    context = multiprocessing.get_context("forkserver")
-    # With what training imports only when it gets there.
-    lazy = ["gensim.models", "matplotlib.figure", "torch._dynamo"]
-    context.set_forkserver_preload(["eao.training.run", "eao.training.trainer", *lazy])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        multiprocessing.forkserver.ensure_running()
-    return context
 
 
 @pytest.fixture
@@ -40,9 +26,9 @@ def config(experiment):
     )
 
 
-def start(processes, config, out, resume=False):
+def start(config, out, resume=False):
     options = {"resume": resume, "quiet": True}
-    process = processes.Process(target=run_training, args=(config, out), kwargs=options)
+    process = context().Process(target=run_training, args=(config, out), kwargs=options)
     process.start()
     return process
 
@@ -72,14 +58,14 @@ def tracked(out):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(processes, config, tmp_path):
-    finish(processes, config, tmp_path / "whole")
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(config, tmp_path):
+    finish(config, tmp_path / "whole")
     assert steps_logged(tmp_path / "whole") == STEPS
     expected = weights(tmp_path / "whole")
     reached = []
     for step in KILLED_AT:
         out = tmp_path / f"killed{step}"
-        process = start(processes, config, out)
+        process = start(config, out)
         end = time.monotonic() + PATIENCE
         while steps_logged(out) < step and time.monotonic() < end:
             time.sleep(0.002)
@@ -88,7 +74,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(processes, c
         assert process.exitcode == -signal.SIGKILL
         reached.append(steps_logged(out))
         # Before the first checkpoint there is nothing to go on from: the run is begun again.
-        finish(processes, config, out, True)
+        finish(config, out, True)
         assert weights(out) == expected, f"killed after step {reached[-1]}"
         assert tracked(out) == tracked(tmp_path / "whole")
     assert all(step < STEPS for step in reached), "every run was killed before its end"

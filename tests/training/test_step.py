@@ -60,7 +60,6 @@ def interleaved(batch: Batch, size: int) -> Batch:
     return Batch(**rows)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["complete", "uneven", "silent", "uneven in training mode", "gradcache"])
 def test_two_processes_take_the_step_of_one_with_the_whole_batch(together, name):
     alone = take({**CASES[name], "gradcache_chunk": None})
@@ -68,7 +67,6 @@ def test_two_processes_take_the_step_of_one_with_the_whole_batch(together, name)
     assert_same_buffers(together[name], alone)
 
 
-@pytest.mark.slow
 def test_chunks_of_two_processes_share_their_batchnorm_statistics(together):
     name = "gradcache in training mode"
     alone = take(CASES[name], batch=interleaved(make_batch("uneven"), 2), gradcache_chunk=4)
@@ -76,13 +74,11 @@ def test_chunks_of_two_processes_share_their_batchnorm_statistics(together):
     assert_same_buffers(together[name], alone)
 
 
-@pytest.mark.slow
 def test_two_processes_accumulate_as_one_does(together):
     alone = take(CASES["accumulate"], batch=interleaved(make_batch("uneven"), 2))
     assert_same_step(together["accumulate"], alone)
 
 
-@pytest.mark.slow
 def test_negatives_of_the_other_process_count(together):
     half = take(CASES["complete"], batch=make_batch()[: ROWS // 2])
     # More negatives make the task harder: log 8 against log 4 at random.
