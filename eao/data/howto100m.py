@@ -60,6 +60,24 @@ class Passage(NamedTuple):
     order: list[int]
 
 
+class Window(NamedTuple):
+    """What becomes a clip: parts of a video's features, as views, so that nothing of them is read yet.
+
+    Attributes:
+        id: of the clip.
+        caption: what is said, empty where nothing is.
+        video_2d: (n2, D2); None for a stream that is not used.
+        video_3d: (n3, D3).
+        audio: (40, T).
+    """
+
+    id: str
+    caption: str
+    video_2d: Array | None
+    video_3d: Array | None
+    audio: Array
+
+
 class HowTo100MDataset:
     """Videos with recognised speech; reading one gives clips of `clips_per_video` windows.
 
@@ -147,22 +165,39 @@ class HowTo100MDataset:
 def speech_clips(record: Record, rng: Draws, config: HowTo100MData, shape: ClipShape, video_dim: int) -> list[Item]:
     """Clips of windows drawn one after the other from a video; they may overlap.
 
+    Args:
+        record: a video with the times of its captions.
+        rng: see `draw_windows`.
+        config: how windows are drawn.
+        shape: sizes of the clips.
+        video_dim: width of a video token.
+    """
+    return [window_clip(window, shape, video_dim) for window in draw_windows(record, rng, config, shape)]
+
+
+def draw_windows(record: Record, rng: Draws, config: HowTo100MData, shape: ClipShape) -> list[Window]:
+    """`clips_per_video` windows of a video.
+
     A clip is the passage spoken at the beginning of its window, or else at the end, or else the silent window itself,
     with no caption. A passage that lies wholly inside the window is not noticed. A video in which nothing is said is
-    silent throughout. The number of real audio frames is reported as unknown (-1), as the published models were
-    trained.
+    silent throughout.
 
     Args:
         record: a video with the times of its captions.
         rng: a number is drawn for each window, and with `audio_shift` another for each passage.
         config: how windows are drawn.
         shape: sizes of the clips.
-        video_dim: width of a video token.
     """
-    return [_draw_clip(record, rng, config, shape, video_dim) for _ in range(config.clips_per_video)]
+    return [_draw_window(record, rng, config, shape) for _ in range(config.clips_per_video)]
 
 
-def _draw_clip(record: Record, rng: Draws, config: HowTo100MData, shape: ClipShape, video_dim: int) -> Item:
+def window_clip(window: Window, shape: ClipShape, video_dim: int) -> Item:
+    """The clip of a window. The number of real audio frames is reported as unknown (-1), as the published models were
+    trained."""
+    return make_item(*window, shape, video_dim)._replace(audio_frames=UNKNOWN_FRAMES)
+
+
+def _draw_window(record: Record, rng: Draws, config: HowTo100MData, shape: ClipShape) -> Window:
     audio = record.audio
     assert audio is not None and record.starts is not None and record.ends is not None
     start = draw_start(audio.shape[1], config.min_time, rng)
@@ -180,8 +215,7 @@ def _draw_clip(record: Record, rng: Draws, config: HowTo100MData, shape: ClipSha
         x if x is None else x[video_rows(start, end, rate)]
         for x, rate in ((record.video_2d, config.rate_2d), (record.video_3d, config.rate_3d))
     )
-    item = make_item(f"{record.path}{start}", text, video_2d, video_3d, audio, shape, video_dim)
-    return item._replace(audio_frames=UNKNOWN_FRAMES)
+    return Window(f"{record.path}{start}", text, video_2d, video_3d, audio)
 
 
 def draw_start(frames: int, min_time: float, rng: Draws) -> float:

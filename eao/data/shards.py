@@ -11,13 +11,14 @@ import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydantic
 
 from eao.config import DATASET_TYPES, ClipData, DataConfig, HowTo100MData, ShardData, WholeData
-from eao.data.howto100m import speech_clips
+from eao.data.arrays import Array
+from eao.data.howto100m import draw_windows, window_clip
 from eao.data.item import Item, clip_shape, whole_shape
 from eao.data.pack import open_index
 from eao.data.record import Record, whole_clips
@@ -28,6 +29,14 @@ from eao.errors import ConfigError, DataError
 OPTIONS = ("cut_clips", "complete_dataset_size", "clips_per_video", "min_time", "audio_shift")
 """Settings of the packed data set that can still be changed: the others decided what was packed."""
 OPEN_SHARDS = 64
+
+
+class Mapped(NamedTuple):
+    """A shard in memory, and its address there."""
+
+    memory: mmap.mmap
+    view: memoryview
+    address: int
 
 
 class ShardDataset:
@@ -62,7 +71,7 @@ class ShardDataset:
         # The first item after each shard, and after each record of a shard.
         self._ends = list(accumulate(shard.items for shard in self._index.shards))
         self._record_ends = [list(accumulate(shard.counts)) for shard in self._index.shards]
-        self._mapped: OrderedDict[int, memoryview] = OrderedDict()
+        self._mapped: OrderedDict[int, Mapped] = OrderedDict()
         self._fetched: dict[tuple[int, int], bytes] = {}
 
     def __len__(self) -> int:
@@ -87,8 +96,11 @@ class ShardDataset:
         """The clips of item `index`, as the packed data set gives them."""
         record = self.record(index)
         if isinstance(self.packed, HowTo100MData):
-            return speech_clips(record, rng, self.packed, self.shape, self.video_dim)
+            windows = draw_windows(record, rng, self.packed, self.shape)
+            self._will_need(index, [part for w in windows for part in (w.video_2d, w.video_3d, w.audio)])
+            return [window_clip(window, self.shape, self.video_dim) for window in windows]
         assert isinstance(self.packed, WholeData)
+        self._will_need(index, [record.video_2d, record.video_3d, record.audio])
         return whole_clips(record, self.packed, self.shape, self.video_dim, rng)
 
     def prefetch(self, indices: Sequence[int]) -> None:
@@ -127,7 +139,7 @@ class ShardDataset:
     def _bytes(self, shard: int, place: int) -> memoryview:
         start, end = self._span(shard, place)
         if self._storage.folder is not None:
-            return self._map(shard)[start:end]
+            return self._map(shard).view[start:end]
         if (shard, place) not in self._fetched:
             file = self._index.shards[shard].file
             try:
@@ -136,7 +148,18 @@ class ShardDataset:
                 raise DataError(f"{self._storage.name(file)} does not exist", CHECK_HINT) from None
         return memoryview(self._fetched[shard, place])
 
-    def _map(self, shard: int) -> memoryview:
+    def _will_need(self, index: int, parts: Sequence[Array | None]) -> None:
+        """Have the system read parts of an item's arrays, each a run of bytes, while those before them are used."""
+        if self._storage.folder is None:
+            return
+        mapped = self._map(self._place(index)[0])
+        for part in parts:
+            if part is not None and part.size:
+                start = part.__array_interface__["data"][0] - mapped.address
+                before = start % mmap.PAGESIZE
+                mapped.memory.madvise(mmap.MADV_WILLNEED, start - before, before + part.nbytes)
+
+    def _map(self, shard: int) -> Mapped:
         """A shard in memory; those used last stay mapped."""
         if shard in self._mapped:
             self._mapped.move_to_end(shard)
@@ -146,11 +169,14 @@ class ShardDataset:
         path = self._storage.folder / description.file
         try:
             with path.open("rb") as file:
-                mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # an empty file cannot be mapped
             raise DataError(f"cannot read {path}: {error}", CHECK_HINT) from None
-        if len(mapped) != description.bytes:
-            raise DataError(f"{path} has {len(mapped)} bytes, not {description.bytes}", CHECK_HINT)
+        if len(memory) != description.bytes:
+            raise DataError(f"{path} has {len(memory)} bytes, not {description.bytes}", CHECK_HINT)
+        # Else the system reads far around each byte that is touched: most of a video for a few windows of it.
+        memory.madvise(mmap.MADV_RANDOM)
+        mapped = Mapped(memory, memoryview(memory), np.frombuffer(memory, np.uint8).__array_interface__["data"][0])
         self._mapped[shard] = mapped
         if len(self._mapped) > OPEN_SHARDS:
             self._mapped.popitem(last=False)  # unmapped once no array looks into it any more

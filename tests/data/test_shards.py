@@ -1,6 +1,7 @@
 """Shards as a data set: the same batches as from the files, over ranks and workers and resumed, and damage named."""
 
 import json
+import mmap
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from eao.config import DataConfig, ShardData
 from eao.data.datasets import open_dataset, training_loader
+from eao.data.howto100m import draw_windows
 from eao.data.loader import Loader, Share
 from eao.data.pack import pack_dataset
 from eao.data.shard_format import INDEX
@@ -99,6 +101,29 @@ def test_object_storage_is_asked_once_a_batch(howto, tmp_path, monkeypatch):
 def test_shards_on_disk_are_mapped_not_read(packed):
     record = shards(packed).record(3)
     assert not record.audio.flags.owndata and not record.audio.flags.writeable
+
+
+class Recorder:
+    """In place of mapped memory, what it was told."""
+
+    def __init__(self):
+        self.asked = []
+
+    def madvise(self, advice, start, length):
+        self.asked.append((start, length))
+
+
+def test_of_a_video_on_disk_only_the_windows_are_asked_for(howto, packed):
+    dataset = shards(packed, options={"clips_per_video": 1})
+    record, expected = dataset.record(3), np.random.default_rng(1)
+    recorder = Recorder()
+    mapped = dataset._mapped[0] = dataset._mapped[0]._replace(memory=recorder)
+    dataset.clips(3, np.random.default_rng(1))
+    window = draw_windows(record, expected, dataset.packed, dataset.shape)[0]
+    for (start, length), part in zip(recorder.asked, (window.video_2d, window.video_3d, window.audio), strict=True):
+        assert start % mmap.PAGESIZE == 0
+        assert bytes(mapped.view[start : start + length]).endswith(part.tobytes(order="A"))
+        assert length - part.nbytes < mmap.PAGESIZE
 
 
 def test_a_data_set_in_use_goes_to_another_process(packed):
