@@ -42,6 +42,7 @@ class Suite(NamedTuple):
 
 SUITES: dict[str, Suite] = {
     "forward": Suite("forward", "The packed model"),
+    "gradcache": Suite("gradcache", "Batches beyond memory"),
     "loader": Suite("loader", "Reading training data"),
 }
 
