@@ -110,10 +110,7 @@ class ShardDataset:
         places = list(dict.fromkeys(self._place(index)[:2] for index in indices))
         spans = [self._span(*place) for place in places]
         files = [self._index.shards[shard].file for shard, _ in places]
-        try:
-            parts = self._storage.read_ranges(files, [s for s, _ in spans], [e for _, e in spans])
-        except FileNotFoundError as error:
-            raise DataError(f"a shard is missing: {error}", CHECK_HINT) from None
+        parts = self._fetch(files, [start for start, _ in spans], [end for _, end in spans])
         self._fetched = dict(zip(places, parts, strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,12 +138,17 @@ class ShardDataset:
         if self._storage.folder is not None:
             return self._map(shard).view[start:end]
         if (shard, place) not in self._fetched:
-            file = self._index.shards[shard].file
-            try:
-                self._fetched[shard, place] = self._storage.read_ranges([file], [start], [end])[0]
-            except FileNotFoundError:
-                raise DataError(f"{self._storage.name(file)} does not exist", CHECK_HINT) from None
+            self._fetched[shard, place] = self._fetch([self._index.shards[shard].file], [start], [end])[0]
         return memoryview(self._fetched[shard, place])
+
+    def _fetch(self, files: list[str], starts: list[int], ends: list[int]) -> list[bytes]:
+        """Parts of shards from object storage."""
+        try:
+            return self._storage.read_ranges(files, starts, ends)
+        except FileNotFoundError:  # which one, not every store says
+            missing = [file for file in dict.fromkeys(files) if self._storage.size(file) is None]
+            name = self._storage.name(missing[0]) if missing else f"a shard of {self._storage.url}"
+            raise DataError(f"{name} does not exist", CHECK_HINT) from None
 
     def _will_need(self, index: int, parts: Sequence[Array | None]) -> None:
         """Have the system read parts of an item's arrays, each a run of bytes, while those before them are used."""
