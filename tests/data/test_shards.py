@@ -7,6 +7,7 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from eao.config import DataConfig, ShardData
 from eao.data.datasets import open_dataset, training_loader
@@ -247,3 +248,18 @@ def test_a_shard_that_is_not_whole_on_object_storage_is_named(howto, tmp_path, r
     with pytest.raises(DataError, match=rf"/shards/{last} does not exist") as error:
         read(dataset)
     assert "eao pack" in error.value.hint
+
+
+@pytest.mark.slow
+def test_training_on_shards_gives_the_weights_of_training_on_files(experiment, tmp_path):
+    from eao.training.run import run_training
+
+    config = experiment(trainer={"epochs": 1})
+    pack_dataset(config.data.train, config.data, str(tmp_path / "s"), shard_bytes=20_000)
+    section = ShardData(url=str(tmp_path / "s"))
+    data = config.data.model_copy(update={"train": section, "workers": 2})
+    weights = []
+    for run in (config, config.model_copy(update={"data": data})):
+        run_training(run, tmp_path / run.data.train.type, quiet=True)
+        weights.append(load_file(tmp_path / run.data.train.type / "latest/model.safetensors"))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
