@@ -73,9 +73,7 @@ def topk_similarity(queries: Tensor, gallery: Gallery, k: int) -> Neighbours:
     with torch.no_grad():
         for tile in _tiles(queries, gallery):
             rows = slice(tile.row, tile.row + len(tile.similarity))
-            keys = _encode(tile.similarity, tile.item)
-            keys = keys.topk(min(best.shape[1], keys.shape[1]), sorted=False).values
-            best[rows] = torch.cat([best[rows], keys], 1).topk(best.shape[1]).values
+            best[rows] = torch.cat([best[rows], _best_keys(tile, best.shape[1])], 1).topk(best.shape[1]).values
     return _decode(best)
 
 
@@ -158,15 +156,28 @@ def _block(gallery: Gallery, start: int, stop: int, device: torch.device) -> Ten
     return torch.from_numpy(np.array(part, dtype=np.float32)).to(device)
 
 
-# Similarity and index of an item in one integer, so that a single selection orders by both. Floats of one sign are
-# ordered like the integers of the same bits, negative ones the other way round.
+# Keys hold similarity and index of an item in one integer, so that a single selection orders by both. Floats of one
+# sign are ordered like the integers of the same bits, negative ones the other way round.
 
 
-def _encode(similarity: Tensor, first: int) -> Tensor:
-    """(q, g) float32 -> (q, g) int64; item j of the tile is item first + j of the gallery."""
-    bits = (similarity.nan_to_num(-torch.inf, torch.inf, -torch.inf) + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+def _best_keys(tile: _Tile, k: int) -> Tensor:
+    """Keys of the best `k` items of a tile, or of all, in any order."""
+    similarity = tile.similarity.nan_to_num_(-torch.inf, torch.inf, -torch.inf)
+    k = min(k, similarity.shape[1])
+    values, columns = similarity.topk(k, sorted=False)
+    keys = _encode(values, tile.item + columns)
+    # Where more items are equal to the last than have a place, those chosen may not be the first ones.
+    is_tied = (similarity >= values.amin(1, keepdim=True)).sum(1) > k
+    if bool(is_tied.any()):
+        columns = torch.arange(similarity.shape[1], device=similarity.device)
+        keys[is_tied] = _encode(similarity[is_tied], tile.item + columns).topk(k, sorted=False).values
+    return keys
+
+
+def _encode(similarity: Tensor, index: Tensor) -> Tensor:
+    """(q, g) float32 and the indices (q, g) or (g,) -> (q, g) int64."""
+    bits = (similarity + 0.0).view(torch.int32)  # -0.0 becomes 0.0
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    index = torch.arange(first, first + similarity.shape[1], device=similarity.device)
     return (ordered << 32) + (_INDEX_BITS - index)
 
 
