@@ -44,6 +44,7 @@ SUITES: dict[str, Suite] = {
     "forward": Suite("forward", "The packed model"),
     "gradcache": Suite("gradcache", "Batches beyond memory"),
     "loader": Suite("loader", "Reading training data"),
+    "loss": Suite("loss", "The loss and retrieval without the matrix of similarities"),
 }
 
 
