@@ -110,8 +110,9 @@ def compare(
 ) -> Comparison:
     """Measure functions in turns, so that a busy or throttled machine slows all of them alike.
 
-    In each round every function runs for a slice of the time. The first call of a slice is not counted: it meets the
-    caches, and for a moment the waiting threads, of another library. The order turns round from round to round.
+    In each round every function runs for a slice of the time. The first call of a slice is not counted unless it fills
+    the slice: it meets the caches, and for a moment the waiting threads, of another library. The order turns round from
+    round to round.
 
     Args:
         functions: by name; the first is the one the others are compared with.
@@ -213,7 +214,9 @@ def _warm_up(function: Function, seconds: float) -> None:
 
 
 def _slice(function: Function, seconds: float) -> list[float]:
-    function()
+    first = _time(function)
+    if first >= seconds:
+        return [first]
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:

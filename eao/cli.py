@@ -331,7 +331,9 @@ def export(
 
 @app.command()
 def bench(
-    target: Annotated[str, typer.Argument(help="A bundle made by `eao export`, or loader, gradcache.")],
+    target: Annotated[
+        str, typer.Argument(help="A bundle made by `eao export`, or attention, forward, gradcache, loader, loss.")
+    ],
     overrides: Overrides = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The checkpoint, for PyTorch beside the engines.")
@@ -346,8 +348,8 @@ def bench(
 ) -> None:
     """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process.
 
-    Instead of a bundle, the name of a benchmark that needs none: `loader` reads raw features and shards, `gradcache`
-    takes training steps in chunks.
+    Instead of a bundle, the name of a benchmark that needs none: `forward` (the packed model), `attention`, `loss`,
+    `gradcache` (training steps in chunks) or `loader` (raw features and shards).
     """
     from eao.bench.run import SUITES, run_benchmark, run_suite
 

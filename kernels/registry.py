@@ -24,7 +24,7 @@ from torch import Tensor
 
 from eao.kernels.backend import gpu_target
 
-MODULES = ("eao.kernels.attention_triton",)
+MODULES = ("eao.kernels.attention_triton", "eao.kernels.contrastive_triton")
 """Modules with a tuple `KERNELS`; they import triton, so only whoever launches or compiles kernels imports them."""
 
 CONFIGS = Path(__file__).with_name("configs.json")

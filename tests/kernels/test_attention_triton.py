@@ -19,7 +19,10 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from eao.kernels import attention_triton
 
 
-def check(lengths, heads, channels, shared=False, masked=False, dtype=torch.float32, tolerance=1e-5, seed=0):
+def check(
+    lengths, heads, channels, shared=False, masked=False, dtype=torch.float32, tolerance=1e-5, seed=0,
+    kernels=attention_triton,
+):  # fmt: skip
     """Both kernels' outputs and gradients lie within `tolerance` of the plain path's, relative to their size."""
     generator = torch.Generator().manual_seed(seed)
     starts = torch.tensor([0, *lengths]).cumsum(0).int()
@@ -29,8 +32,8 @@ def check(lengths, heads, channels, shared=False, masked=False, dtype=torch.floa
     mask = torch.rand(count, generator=generator) < 0.4 if masked else None
     q, k, v = torch.randn(total, 3, heads, channels, generator=generator).to(dtype).unbind(1)
     grad = torch.randn(count, heads, channels, generator=generator).to(dtype)
-    out, log_sums = attention_triton.forward(q, k, v, starts, longest, rows, mask)
-    gradient = attention_triton.backward(grad, q, k, v, out, log_sums, starts, longest, rows, mask)
+    out, log_sums = kernels.forward(q, k, v, starts, longest, rows, mask)
+    gradient = kernels.backward(grad, q, k, v, out, log_sums, starts, longest, rows, mask)
     exact = [x.double() for x in (q, k, v)]
     expected = attention_torch.attend(*exact, starts, rows, mask)
     expected_gradient = attention_torch.differentiate(grad.double(), *exact, starts, rows, mask)
@@ -101,3 +104,30 @@ def test_rows_at_no_position_get_no_gradient():
     expected = torch.zeros(7, 3, 1, 8)
     expected[[0, 1, 5]] = torch.stack([by_position[3], by_position[1], by_position[0] + by_position[2]])
     assert torch.equal(summed, expected)
+
+
+FAULTS = {
+    "no decay": ("mixed * decay[:, None]", "mixed"),
+    "no decay of the sum": ("total = total * decay + ", "total = total + "),
+    "peak stays": ("peak = new_peak\n", "peak = peak\n"),
+    "no mask": ("    if mask is not None:\n        valid", "    if False:\n        valid"),
+    "no rows": ("if rows is not None:", "if False:"),
+    "queries without delta": (
+        "d_scores = weights * (d_weights - delta_row[:, None])",
+        "d_scores = weights * d_weights",
+    ),
+    "keys without delta": ("d_scores = weights * (d_weights - delta_row[None, :])", "d_scores = weights * d_weights"),
+    "unscaled gradient of queries": ("dq_tile * scale", "dq_tile"),
+    "unscaled gradient of keys": ("dk_tile * scale", "dk_tile"),
+    "weights twice as large": ("dv_tile = tl.dot(weights.to", "dv_tile = tl.dot((2 * weights).to"),
+    "masked keys get a gradient": ('scores = tl.where(is_real[:, None], scores, -float("inf"))', "scores = scores"),
+    "rows in any order": ("tl.load(x + tl.load(order + i) * width", "tl.load(x + i * width"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_a_kernel_is_found(mutate, fault):
+    example = {"lengths": [131, 3, 40], "heads": 1, "channels": 16, "shared": True, "masked": True}
+    check(**example)
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        check(**example, kernels=mutate(attention_triton, *FAULTS[fault]))
