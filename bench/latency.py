@@ -158,13 +158,13 @@ def foreign_load() -> Iterator[Contention]:
         ...     time.sleep(0.01)
     """
     contention = Contention()
-    start, busy, own = time.perf_counter(), _busy_seconds(), time.process_time()
+    start, busy, own = time.perf_counter(), _busy_seconds(), _own_seconds()
     try:
         yield contention
     finally:
         elapsed, now = time.perf_counter() - start, _busy_seconds()
         if busy is not None and now is not None and elapsed > 0:
-            contention.cores = max(now - busy - (time.process_time() - own), 0.0) / elapsed
+            contention.cores = max(now - busy - (_own_seconds() - own), 0.0) / elapsed
 
 
 class PeakMemory:
@@ -243,6 +243,11 @@ def _busy_seconds() -> float | None:
         return None
     user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    """Seconds of work of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def _status(field: str) -> int:

@@ -18,6 +18,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from eao.kernels import contrastive_triton
 
+# The interpreter computes with numpy, which warns of what the kernels mean to do with infinities.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+
 
 def random_rows(count, width, seed=0, dtype=torch.float32):
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
