@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -252,10 +253,19 @@ def _build_all(
     tasks: Sequence[tuple[Kernel, str, str, str, int]], cache: Path | None, progress: ProgressCallback | None
 ) -> list[Build]:
     builds = []
-    for done, (kernel, variant, dtype, target, candidate) in enumerate(tasks):
-        if progress is not None:
-            progress(done, len(tasks), f"{kernel.name} {variant} {dtype} {target}")
-        builds.append(_cached_build(kernel, variant, dtype, target, kernel.launches[variant][candidate], cache))
+    # Threads: the assembler and the disassembler, which take half of the time, are processes of their own.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            futures = [
+                pool.submit(_cached_build, kernel, variant, dtype, target, kernel.launches[variant][candidate], cache)
+                for kernel, variant, dtype, target, candidate in tasks
+            ]
+            for done, (task, future) in enumerate(zip(tasks, futures, strict=True)):
+                if progress is not None:
+                    progress(done, len(tasks), f"{task[0].name} {' '.join(task[1:4])}")
+                builds.append(future.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
     return builds
 
 
