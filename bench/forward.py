@@ -12,11 +12,14 @@ import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+from eao.bench.ceiling import Ceiling, measure_ceiling
 from eao.bench.docs import measured_on
 from eao.bench.hardware import Hardware, describe_hardware
-from eao.bench.latency import Comparison, Latency, compare, foreign_load
+from eao.bench.latency import foreign_load
 from eao.bench.naive import naive_forward
+from eao.bench.ways import Row, measure_ways, table
 from eao.config import LossConfig, ModelConfig
 from eao.model import MODALITIES, PAIRS, Batch, EverythingAtOnce, build_model
 from eao.model.audio import set_memory_format
@@ -32,24 +35,6 @@ WEIGHTS = dict.fromkeys(
 Forward = Callable[[EverythingAtOnce, Batch], dict[str, Tensor]]
 
 
-class Row(pydantic.BaseModel):
-    """One kind of work, done in several ways.
-
-    Attributes:
-        work: what is done.
-        latencies: way -> times of a batch.
-        speedups: way -> how much faster than the six passes.
-        noise: way -> half the interquartile range of that ratio, over its median.
-        deviation: the largest difference of an embedding from that of the six passes; None where weights change.
-    """
-
-    work: str
-    latencies: dict[str, Latency]
-    speedups: dict[str, float]
-    noise: dict[str, float]
-    deviation: float | None = None
-
-
 class ForwardReport(pydantic.BaseModel):
     """The measurement and its conditions."""
 
@@ -57,6 +42,7 @@ class ForwardReport(pydantic.BaseModel):
     versions: dict[str, str]
     threads: int
     device: str
+    ceiling: Ceiling
     clips: int
     foreign_cores: float | None
     rows: list[Row]
@@ -67,34 +53,34 @@ class ForwardReport(pydantic.BaseModel):
             f"lengths as in MSR-VTT (about 9 words, 22 video tokens, 15 s of sound) padded to {WORDS} / {VIDEO_TOKENS} "
             f"/ {AUDIO_FRAMES}, the six embeddings of the loss, float32 on {self.device}. `six passes` computes every "
             "combination over padded tensors, as the published code does; `dense` is what engines are compiled from. "
+            f"GFLOP/s count the arithmetic that each way really does; a large product reaches {self.ceiling} here. "
             "Measured in turns in one process; ± is half the interquartile range of the ratio.",
             "",
-            "| work | way | ms a batch | clips/s | speed-up | largest difference |",
-            "|---|---|---:|---:|---:|---:|",
+            *table(self.rows),
         ]
-        for row in self.rows:
-            for way, latency in row.latencies.items():
-                deviation = "" if row.deviation is None or way == SIX_PASSES else f"{row.deviation:.1e}"
-                lines.append(
-                    f"| {row.work} | {way} | {latency.median_ms:,.0f} | {latency.throughput:.2f} | "
-                    f"{row.speedups[way]:.2f}x ± {100 * row.noise[way]:.0f} % | {deviation} |"
-                )
         if self.foreign_cores is not None:
             lines += ["", f"Other processes kept {self.foreign_cores:.2f} cores busy meanwhile."]
         return "\n".join([*lines, "", measured_on(self.hardware, self.versions, self.threads)])
 
 
-SIX_PASSES, PACKED, DENSE = "six passes", "packed", "dense"
+SIX_PASSES, COMPILED, PACKED, DENSE = "six passes", "six passes, torch.compile", "packed", "dense"
 
 
-def run(config: ModelConfig | None = None, clips: int = CLIPS, seconds: float = 1.0, rounds: int = 3) -> ForwardReport:
-    """Measure. At the published size it takes a quarter of an hour on two cores, and 16 GB.
+def run(
+    config: ModelConfig | None = None,
+    clips: int = CLIPS,
+    seconds: float = 1.0,
+    rounds: int = 3,
+    compiled: bool = True,
+) -> ForwardReport:
+    """Measure. At the published size it takes twenty minutes on two cores, and 16 GB.
 
     Args:
         config: the model; the published one by default.
         clips: of a batch.
         seconds: of each way in each kind of work.
         rounds: how often the ways take turns.
+        compiled: also evaluate under `torch.compile`, which needs a C++ compiler on a CPU.
     """
     hardware, device = describe_hardware(), "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
@@ -103,8 +89,9 @@ def run(config: ModelConfig | None = None, clips: int = CLIPS, seconds: float = 
     batch = msrvtt_batch(model.config, clips).to(device)
     options: dict[str, Any] = {"warmup_seconds": 0.0, "max_seconds": seconds, "rounds": rounds, "items": clips}
     with foreign_load() as others:
+        ceiling = measure_ceiling(device)
         rows = [
-            _evaluation(model, batch, options),
+            _evaluation(model, batch, options, compiled),
             _training(model.train(), batch, options, "training step"),
             _training(model.eval(), batch, options, "fine-tuning step, in eval mode"),
         ]
@@ -113,6 +100,7 @@ def run(config: ModelConfig | None = None, clips: int = CLIPS, seconds: float = 
         versions={"torch": version("torch")},
         threads=torch.get_num_threads(),
         device=device,
+        ceiling=ceiling,
         clips=clips,
         foreign_cores=others.cores,
         rows=rows,
@@ -138,28 +126,33 @@ def msrvtt_batch(config: ModelConfig, clips: int) -> Batch:
     )
 
 
-def _ways() -> dict[str, Forward]:
-    return {
-        SIX_PASSES: lambda model, batch: naive_forward(model, batch, ENCODERS),
-        PACKED: lambda model, batch: model(batch, ENCODERS),
-        DENSE: lambda model, batch: model.forward_dense(batch, ENCODERS),
-    }
+_WAYS: dict[str, Forward] = {
+    SIX_PASSES: lambda model, batch: naive_forward(model, batch, ENCODERS),
+    PACKED: lambda model, batch: model(batch, ENCODERS),
+    DENSE: lambda model, batch: model.forward_dense(batch, ENCODERS),
+}
 
 
-def _evaluation(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any]) -> Row:
+def _evaluation(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any], compiled: bool) -> Row:
     model = model.eval()
     # The published code leaves filters in torch's default format.
     published, davenet = copy.copy(model), copy.deepcopy(model.davenet)
     set_memory_format(davenet, torch.contiguous_format)
     published._modules = model._modules | {"davenet": davenet}
-    functions = {
-        way: _finished(partial(forward, published if way == SIX_PASSES else model, batch))
-        for way, forward in _ways().items()
-    }
+    forwards = {SIX_PASSES: partial(_WAYS[SIX_PASSES], published)}
+    if compiled:
+        forwards[COMPILED] = partial(torch.compile(_WAYS[SIX_PASSES], dynamic=False), published)
+    forwards |= {way: partial(_WAYS[way], model) for way in (PACKED, DENSE)}
+
+    def embed(forward: Callable[[Batch], dict[str, Tensor]]) -> Tensor:
+        outputs = forward(batch)
+        return torch.stack([F.normalize(outputs[encoder]) for encoder in ENCODERS])
+
+    ways = {way: partial(embed, forward) for way, forward in forwards.items()}
     with torch.inference_mode():
-        expected, actual = functions[SIX_PASSES](), functions[PACKED]()
-        deviation = max(float((F.normalize(actual[e]) - F.normalize(expected[e])).abs().max()) for e in ENCODERS)
-        return _row("evaluation", compare(functions, **options), deviation)
+        gflop = {way: _count(ways[way]) for way in (SIX_PASSES, PACKED, DENSE)}
+        gflop |= {COMPILED: gflop[SIX_PASSES]}
+        return measure_ways("evaluation", _size(batch), ways, gflop, options)
 
 
 def _training(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any], work: str) -> Row:
@@ -173,29 +166,20 @@ def _training(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any],
         optimizer.step()
         return value
 
-    functions = {way: _finished(partial(step, forward)) for way, forward in _ways().items() if way != DENSE}
-    row = _row(work, compare(functions, **options))
+    ways = {way: partial(step, _WAYS[way]) for way in (SIX_PASSES, PACKED)}
+    gflop = {way: _count(function) for way, function in ways.items()}
+    # Weights move with every step, so there is no result to compare.
+    row = measure_ways(work, _size(batch), ways, gflop, options, select=None)
     optimizer.zero_grad(set_to_none=True)
     return row
 
 
-def _finished(function: Callable[[], Any]) -> Callable[[], Any]:
-    """Waits for a GPU, if there is one."""
-
-    def call() -> Any:
-        result = function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return result
-
-    return call
+def _size(batch: Batch) -> str:
+    return f"{len(batch)} clips"
 
 
-def _row(work: str, comparison: Comparison, deviation: float | None = None) -> Row:
-    return Row(
-        work=work,
-        latencies=comparison.latencies,
-        speedups=comparison.speedups,
-        noise=comparison.noise,
-        deviation=deviation,
-    )
+def _count(function: Callable[[], Any]) -> float:
+    """Arithmetic of a call in 1e9 operations, without that of packed attention, which is about one hundredth."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() / 1e9

@@ -110,8 +110,9 @@ def compare(
 ) -> Comparison:
     """Measure functions in turns, so that a busy or throttled machine slows all of them alike.
 
-    In each round every function runs for a slice of the time. The first call of a slice is not counted: it meets the
-    caches, and for a moment the waiting threads, of another library. The order turns round from round to round.
+    In each round every function runs for a slice of the time. The first call of a slice is not counted unless it fills
+    the slice: it meets the caches, and for a moment the waiting threads, of another library. The order turns round from
+    round to round.
 
     Args:
         functions: by name; the first is the one the others are compared with.
@@ -157,13 +158,13 @@ def foreign_load() -> Iterator[Contention]:
         ...     time.sleep(0.01)
     """
     contention = Contention()
-    start, busy, own = time.perf_counter(), _busy_seconds(), time.process_time()
+    start, busy, own = time.perf_counter(), _busy_seconds(), _own_seconds()
     try:
         yield contention
     finally:
         elapsed, now = time.perf_counter() - start, _busy_seconds()
         if busy is not None and now is not None and elapsed > 0:
-            contention.cores = max(now - busy - (time.process_time() - own), 0.0) / elapsed
+            contention.cores = max(now - busy - (_own_seconds() - own), 0.0) / elapsed
 
 
 class PeakMemory:
@@ -213,7 +214,9 @@ def _warm_up(function: Function, seconds: float) -> None:
 
 
 def _slice(function: Function, seconds: float) -> list[float]:
-    function()
+    first = _time(function)
+    if first >= seconds:
+        return [first]
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
@@ -240,6 +243,11 @@ def _busy_seconds() -> float | None:
         return None
     user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    """Seconds of work of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def _status(field: str) -> int:

@@ -14,7 +14,8 @@ from torch import Tensor
 from eao.bench.ceiling import Ceiling, measure_ceiling
 from eao.bench.docs import measured_on
 from eao.bench.hardware import Hardware, describe_hardware
-from eao.bench.latency import Latency, compare, foreign_load, peak_memory
+from eao.bench.latency import foreign_load
+from eao.bench.ways import Row, measure_ways, table
 from eao.evaluation import metrics
 from eao.kernels import contrastive_loss, count_ranks, topk_similarity
 from eao.kernels.contrastive import normalize, open_contrastive_loss
@@ -28,30 +29,6 @@ RANKING_SIZES = ((1000, 1000, 6144), (1000, 100_000, 512))
 NEIGHBOURS = 10
 
 WHOLE, TILED = "whole matrix", "tiled"
-
-
-class Row(pydantic.BaseModel):
-    """One kind of work at one size, done in both ways.
-
-    Attributes:
-        work: what is done.
-        size: of the matrix, and the width of the embeddings.
-        latencies: way -> times of a call.
-        speedup: how much faster `tiled` is.
-        noise: half the interquartile range of that ratio, over its median.
-        gflop: arithmetic that the work needs, in 1e9 operations.
-        memory_mb: way -> by how much memory rose during a call, in 1e6 bytes.
-        deviation: the largest difference of the results.
-    """
-
-    work: str
-    size: str
-    latencies: dict[str, Latency]
-    speedup: float
-    noise: float
-    gflop: float
-    memory_mb: dict[str, float]
-    deviation: float
 
 
 class LossReport(pydantic.BaseModel):
@@ -72,16 +49,8 @@ class LossReport(pydantic.BaseModel):
             "GFLOP/s. Memory is what a call needs beside its arguments. Measured in turns in one process; ± is half "
             "the interquartile range of the ratio.",
             "",
-            "| work | size | way | ms | GFLOP/s | memory MB | speed-up | largest difference |",
-            "|---|---|---|---:|---:|---:|---:|---:|",
+            *table(self.rows),
         ]
-        for row in self.rows:
-            for way, latency in row.latencies.items():
-                ratio = f"{row.speedup:.2f}x ± {100 * row.noise:.0f} % | {row.deviation:.1e}" if way == TILED else "|"
-                lines.append(
-                    f"| {row.work} | {row.size} | {way} | {latency.median_ms:,.1f} | "
-                    f"{row.gflop / latency.median_ms * 1e3:,.0f} | {row.memory_mb[way]:,.0f} | {ratio} |"
-                )
         if self.foreign_cores is not None:
             lines += ["", f"Other processes kept {self.foreign_cores:.2f} cores busy meanwhile."]
         return "\n".join([*lines, "", measured_on(self.hardware, self.versions, self.threads)])
@@ -131,7 +100,8 @@ def _loss_row(pairs: int, width: int, device: str, options: Mapping[str, Any]) -
 
     functions = {WHOLE: partial(step, open_contrastive_loss), TILED: partial(step, contrastive_loss)}
     # One product for the similarities and one for the gradient of each side.
-    return _row("loss", f"{pairs:,} pairs of {width:,}", functions, 6e-9 * pairs**2 * width, options)
+    size = f"{pairs:,} pairs of {width:,}"
+    return measure_ways("loss", size, functions, 6e-9 * pairs**2 * width, options, memory=True)
 
 
 def _ranking_rows(queries: int, items: int, width: int, device: str, options: Mapping[str, Any]) -> list[Row]:
@@ -143,12 +113,12 @@ def _ranking_rows(queries: int, items: int, width: int, device: str, options: Ma
 
     functions: dict[str, Callable[[], Tensor]]
     functions = {WHOLE: whole_ranks, TILED: lambda: count_ranks(a, b).ranks()}
-    ranks = _row("ranks", size, functions, gflop, options)
+    ranks = measure_ways("ranks", size, functions, gflop, options, memory=True)
     functions = {
         WHOLE: lambda: (normalize(a) @ normalize(b).T).topk(min(NEIGHBOURS, items)).values,
         TILED: lambda: topk_similarity(a, b, NEIGHBOURS).similarities,
     }
-    return [ranks, _row(f"top {NEIGHBOURS}", size, functions, gflop, options)]
+    return [ranks, measure_ways(f"top {NEIGHBOURS}", size, functions, gflop, options, memory=True)]
 
 
 def _random_pair(first: int, second: int, width: int, device: str) -> tuple[Tensor, Tensor]:
@@ -158,42 +128,3 @@ def _random_pair(first: int, second: int, width: int, device: str) -> tuple[Tens
     shared = min(first, second)
     b[:shared] += a[:shared]
     return a.to(device), b.to(device)
-
-
-def _row(
-    work: str, size: str, functions: Mapping[str, Callable[[], Tensor]], gflop: float, options: Mapping[str, Any]
-) -> Row:
-    # The first calls, so that a library's own memory is not counted below.
-    results = {way: function().cpu() for way, function in functions.items()}
-    deviation = float((results[WHOLE] - results[TILED]).abs().max())
-    results.clear()
-    memory = {way: _memory_mb(function) for way, function in functions.items()}
-    comparison = compare({way: partial(_finish, function) for way, function in functions.items()}, **options)
-    return Row(
-        work=work,
-        size=size,
-        latencies=comparison.latencies,
-        speedup=comparison.speedups[TILED],
-        noise=comparison.noise[TILED],
-        gflop=gflop,
-        memory_mb=memory,
-        deviation=deviation,
-    )
-
-
-def _memory_mb(function: Callable[[], Tensor]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        _finish(function)
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    with peak_memory() as memory:
-        _finish(function)
-    return memory.growth / 1e6
-
-
-def _finish(function: Callable[[], Tensor]) -> None:
-    """Call it, and wait for a GPU if there is one."""
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -41,6 +41,7 @@ class Suite(NamedTuple):
 
 
 SUITES: dict[str, Suite] = {
+    "attention": Suite("attention", "Attention without padding"),
     "forward": Suite("forward", "The packed model"),
     "gradcache": Suite("gradcache", "Batches beyond memory"),
     "loader": Suite("loader", "Reading training data"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+kernels = typer.Typer(help="The kernels for GPUs, judged without one.", no_args_is_help=True)
+app.add_typer(kernels, name="kernels")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, check the input, and stop.")]
@@ -327,7 +331,9 @@ def export(
 
 @app.command()
 def bench(
-    target: Annotated[str, typer.Argument(help="A bundle made by `eao export`, or loader, gradcache.")],
+    target: Annotated[
+        str, typer.Argument(help="A bundle made by `eao export`, or attention, forward, gradcache, loader, loss.")
+    ],
     overrides: Overrides = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The checkpoint, for PyTorch beside the engines.")
@@ -342,8 +348,8 @@ def bench(
 ) -> None:
     """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process.
 
-    Instead of a bundle, the name of a benchmark that needs none: `loader` reads raw features and shards, `gradcache`
-    takes training steps in chunks.
+    Instead of a bundle, the name of a benchmark that needs none: `forward` (the packed model), `attention`, `loss`,
+    `gradcache` (training steps in chunks) or `loader` (raw features and shards).
     """
     from eao.bench.run import SUITES, run_benchmark, run_suite
 
@@ -403,6 +409,40 @@ def doctor(as_json: Json = False) -> None:
         out.print(render(checks))
 
 
+@kernels.command()
+def check(
+    target: Annotated[list[str] | None, typer.Option("--target", "-t", help="sm_80, sm_90, ...; default all.")] = None,
+    kernel: Annotated[list[str] | None, typer.Option("--kernel", "-k", help="A kernel's name; default all.")] = None,
+    details: Annotated[bool, typer.Option(help="A line for each variant and type instead of each kernel.")] = False,
+    write: Annotated[
+        bool, typer.Option(help="After a change of a kernel: compile all candidates, store which of them fit.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compile the kernels for every GPU they are meant for, on any machine, and say what each needs.
+
+    Exit code 1 if one spills registers, needs more shared memory than there is, or misses the tensor cores.
+    """
+    from eao.kernels import aot
+
+    if write and (target or kernel):
+        raise EaoError("--write stores all kernels and targets", "leave out --target and --kernel")
+    with progress("compiling", not as_json) as callback:
+        if write:
+            builds = aot.store(cache=aot.default_cache(), progress=callback)
+        else:
+            builds = aot.check(target or [], kernel or [], cache=aot.default_cache(), progress=callback)
+    if as_json:
+        print_json([asdict(build) for build in builds])
+    else:
+        print_table("kernels", aot.details(builds) if details else aot.summary(builds))
+    faulty = [build for build in builds if build.fault]
+    for build in faulty:
+        _say(f"[x] {build.kernel} {build.variant} {build.dtype} {build.target}: {build.fault}")
+    if faulty:
+        raise typer.Exit(1)
+
+
 def _split_overrides(arguments: list[str]) -> tuple[list[Path], list[str]]:
     """Files and folders apart from key=value settings; a file whose name looks like a setting is a file."""
     overrides = [a for a in arguments if re.match(r"[a-z_0-9.]+=", a) and not Path(a).exists()]
@@ -437,8 +477,12 @@ def main() -> None:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    err.print(f"eao: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    _say(f"eao: {message}")
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    err.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(title=title, title_justify="left")
     for key in rows[0] if rows else ():
         numeric = isinstance(rows[0][key], int | float)
-        table.add_column(key, justify="right" if numeric else "left")
+        # Rather in several lines than cut off.
+        table.add_column(key, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()))
     out.print(table)

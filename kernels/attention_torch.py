@@ -1,4 +1,4 @@
-"""Attention over ragged sequences in plain PyTorch: what the operators run.
+"""Attention over ragged sequences in plain PyTorch: what runs on a CPU, and the reference of the Triton kernels.
 
 Sequences of one length that stand side by side go through `scaled_dot_product_attention` as a batch, others one by one:
 nothing is padded. The gradient is taken for a few dozen positions at a time, with no more than their (H, N, N) held.

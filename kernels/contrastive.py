@@ -2,7 +2,8 @@
 
 Of many pairs, the matrix of all similarities is never held. `contrastive_loss` is built on one operator that gives, of
 the logits of N rows and M columns, only the log-sum-exp of every row and column and the positives; its gradient
-computes the logits a second time, tile by tile.
+computes the logits a second time. On a GPU that is done by Triton kernels (`contrastive_triton.py`), elsewhere tile by
+tile in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from eao.kernels.backend import use_triton
 
 # N rows, M columns, D embedding
 
@@ -132,6 +135,10 @@ def _operator(
     a: Tensor, b: Tensor, valid: Tensor | None, offset: int, scale: float, margin: float, both: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of each row (N,) and column (M,) of the logits, +inf where invalid, and the positives (N,)."""
+    if use_triton(a) and _compute_dtype(a, b) == torch.float32:
+        from eao.kernels import contrastive_triton
+
+        return contrastive_triton.forward(a, b, valid, offset, scale, margin, both)
     return _tiled_forward(a, b, valid, offset, scale, margin, both)
 
 
@@ -156,6 +163,10 @@ def _operator_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `a` and `b`; the weights are the gradients of the operator's three results."""
     weights = (row_weight, column_weight, positive_weight)
+    if use_triton(a) and _compute_dtype(a, b) == torch.float32:
+        from eao.kernels import contrastive_triton
+
+        return contrastive_triton.backward(a, b, valid, row, column, *weights, offset, scale, margin)
     return _tiled_backward(a, b, valid, row, column, *weights, offset, scale, margin)
 
 
