@@ -84,7 +84,7 @@ def run(
     random = torch.Generator().manual_seed(0)
     with foreign_load() as others:
         ceiling = measure_ceiling(device)
-        rows = []
+        rows: list[Row] = []
         for name, (padded, (fewest, most)) in lengths.items():
             real = torch.randint(fewest, most + 1, (sequences,), generator=random)
             qkv = torch.randn(sequences, padded, 3, heads, channels, generator=random).to(device)

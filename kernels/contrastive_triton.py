@@ -9,7 +9,7 @@ The kernels are compiled ahead of time for every target and run in Triton's inte
 on a GPU.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
 import torch
