@@ -88,7 +88,6 @@ class DAVEnet(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
                 nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
-        # The taps' channels side by side, as `ragged_conv1d` and the fastest convolutions read them.
         set_memory_format(self, torch.channels_last)
 
     def forward(self, spectrogram: Tensor, wanted: Tensor | None = None) -> Tensor:
@@ -147,8 +146,14 @@ def _reach(wanted: Tensor, stride: int, available: Tensor) -> Tensor:
 
 
 def set_memory_format(module: nn.Module, memory_format: torch.memory_format) -> None:
-    """Lay out a module's convolution filters, in place: the parameters stay the same objects."""
-    module.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs lack it
+    """Lay out the filters of a module that have several taps, in place: the parameters stay the same objects.
+
+    With channels_last the channels of a tap stand side by side, as `ragged_conv1d` and the fastest convolutions read
+    them. Filters of one tap lie in memory alike in both formats.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size[1] > 1:
+            layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
 
 
 def _norm(layer: nn.Module, x: Tensor) -> Tensor:
