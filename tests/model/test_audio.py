@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from eao.config import AudioConfig
 from eao.errors import DataError
+from eao.model import audio
 from eao.model.audio import DAVEnet, frames_per_token, limit_tokens, pool_mask
 
 CHANNELS = {"v1": (3,) * 5, "v2": (3,) * 7}
@@ -116,7 +117,8 @@ def test_what_a_token_does_not_hear_is_not_computed():
 
 
 @pytest.mark.parametrize("frames", [640, 700])
-def test_training_over_rows_is_training_by_convolutions(frames):
+def test_training_over_rows_is_training_by_convolutions(monkeypatch, frames):
+    monkeypatch.setattr(audio, "WIDE", 1)
     x, weights = torch.randn(3, 40, frames, dtype=torch.float64) - 40, torch.randn(3, 3, 11, dtype=torch.float64)
     results = []
     for wanted in (None, torch.tensor([0, 4, 10])):
@@ -130,7 +132,19 @@ def test_training_over_rows_is_training_by_convolutions(frames):
         torch.testing.assert_close(results[1][name], value, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_in_training_the_whole_spectrogram_counts():
+def test_narrow_networks_are_trained_by_convolutions_and_modes_change_no_number():
+    network = davenet()
+    assert network.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    before, parameters = {k: v.clone() for k, v in network.state_dict().items()}, list(network.parameters())
+    network.train()
+    assert network.layer1[0].conv1.weight.is_contiguous()
+    assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("wide", [1, 1024])
+def test_in_training_the_whole_spectrogram_counts(monkeypatch, wide):
+    monkeypatch.setattr(audio, "WIDE", wide)
     network, x = davenet().train(), torch.randn(2, 40, 640)
     network(x, torch.tensor([1, 1]))
     alone = network.bn1.running_mean.clone()
