@@ -90,16 +90,10 @@ class DAVEnet(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
                 nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
-        self.train()
-
-    def train(self, mode: bool = True) -> DAVEnet:
-        """Switch the mode, and with it how filters lie in memory, which changes no shape.
-
-        A narrow network is trained by torch's convolutions, whose BatchNorm is less exact with channels side by side.
-        """
-        by_convolutions = mode and self.output_dim < WIDE
-        set_memory_format(self, torch.contiguous_format if by_convolutions else torch.channels_last)
-        return super().train(mode)
+        # The same in every mode: an optimizer's state lies in memory as the filters did when it was made. Narrow
+        # networks are trained by torch's convolutions, whose BatchNorm is less exact with channels side by side.
+        if self.output_dim >= WIDE:
+            set_memory_format(self, torch.channels_last)
 
     def forward(self, spectrogram: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Features of every token, or in eval mode of the first ones alone.
