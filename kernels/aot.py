@@ -287,7 +287,10 @@ def _cached_build(kernel: Kernel, variant: str, dtype: str, target: str, launch:
 
 
 def _source(kernel: Kernel, variant: str, dtype: str, target: str, launch: Launch) -> Any:
-    """What Triton's launcher would compile for arguments of these types."""
+    """What Triton's launcher would compile for arguments of these types.
+
+    Optional pointers are given, and channels fill the tile: a launch without them compiles a part of this.
+    """
     from triton.compiler import ASTSource
 
     precision = dot_precision(dtype, backend_of(target))
