@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
-import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from eao.bench.ceiling import Ceiling, measure_ceiling
-from eao.bench.docs import measured_on
-from eao.bench.hardware import Hardware, describe_hardware
-from eao.bench.latency import foreign_load
 from eao.bench.naive import naive_forward
-from eao.bench.ways import Row, measure_ways, table
+from eao.bench.ways import Row, WaysReport, measure_ways
 from eao.config import LossConfig, ModelConfig, OptimizerConfig
 from eao.model import MODALITIES, PAIRS, Batch, EverythingAtOnce, build_model
 from eao.model.audio import set_memory_format
@@ -36,34 +30,21 @@ WEIGHTS = dict.fromkeys(
 Forward = Callable[[EverythingAtOnce, Batch], dict[str, Tensor]]
 
 
-class ForwardReport(pydantic.BaseModel):
+class ForwardReport(WaysReport):
     """The measurement and its conditions."""
 
-    hardware: Hardware
-    versions: dict[str, str]
-    threads: int
-    device: str
-    ceiling: Ceiling
     clips: int
-    foreign_cores: float | None
-    rows: list[Row]
 
     def to_markdown(self) -> str:
-        lines = [
+        return self.page(
             f"The published size (width 4096, one block, DAVEnet v2; random weights), {self.clips} clips a batch with "
             f"lengths as in MSR-VTT (about 9 words, 22 video tokens, 15 s of sound) padded to {WORDS} / {VIDEO_TOKENS} "
             f"/ {AUDIO_FRAMES}, the six embeddings of the loss, float32 on {self.device}. `six passes` computes every "
             "combination over padded tensors, as the published code does; `dense` is what engines are compiled from. "
             "In the steps its filters lie channels-last, which is faster here than the published layout. GFLOP/s count "
             "the arithmetic that each way really does, for the packed one without attention and, in the steps, without "
-            f"the audio network's gradients of filters; a large product reaches {self.ceiling} here. "
-            "Measured in turns in one process; ± is half the interquartile range of the ratio.",
-            "",
-            *table(self.rows),
-        ]
-        if self.foreign_cores is not None:
-            lines += ["", f"Other processes kept {self.foreign_cores:.2f} cores busy meanwhile."]
-        return "\n".join([*lines, "", measured_on(self.hardware, self.versions, self.threads)])
+            f"the audio network's gradients of filters; a large product reaches {self.ceiling} here."
+        )
 
 
 SIX_PASSES, COMPILED, PACKED, DENSE = "six passes", "six passes, torch.compile", "packed", "dense"
@@ -85,29 +66,18 @@ def run(
         rounds: how often the ways take turns.
         compiled: also evaluate under `torch.compile`, which needs a C++ compiler on a CPU.
     """
-    hardware, device = describe_hardware(), "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    model = build_model(config or ModelConfig()).to(device)
-    assert isinstance(model, EverythingAtOnce)
-    batch = msrvtt_batch(model.config, clips).to(device)
-    options: dict[str, Any] = {"warmup_seconds": 0.0, "max_seconds": seconds, "rounds": rounds, "items": clips}
-    with foreign_load() as others:
-        ceiling = measure_ceiling(device)
-        rows = [
-            _evaluation(model, batch, options, compiled),
-            _training(model.train(), batch, options, "training step"),
-            _training(model.eval(), batch, options, "fine-tuning step, in eval mode"),
-        ]
-    return ForwardReport(
-        hardware=hardware,
-        versions={"torch": version("torch")},
-        threads=torch.get_num_threads(),
-        device=device,
-        ceiling=ceiling,
-        clips=clips,
-        foreign_cores=others.cores,
-        rows=rows,
-    )
+    options: dict[str, Any] = {"max_seconds": seconds, "rounds": rounds, "items": clips}
+
+    def measure(device: str) -> Iterator[Row]:
+        torch.manual_seed(0)
+        model = build_model(config or ModelConfig()).to(device)
+        assert isinstance(model, EverythingAtOnce)
+        batch = msrvtt_batch(model.config, clips).to(device)
+        yield _evaluation(model, batch, options, compiled)
+        yield _training(model.train(), batch, options, "training step")
+        yield _training(model.eval(), batch, options, "fine-tuning step, in eval mode")
+
+    return ForwardReport.of(measure, clips=clips)
 
 
 def msrvtt_batch(config: ModelConfig, clips: int) -> Batch:
