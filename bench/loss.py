@@ -57,10 +57,10 @@ def run(
     options: dict[str, Any] = {"max_seconds": seconds, "rounds": rounds}
 
     def measure(device: str) -> Iterator[Row]:
-        for size in loss_sizes:
-            yield _loss_row(*size, device, options)
-        for size in ranking_sizes:
-            yield from _ranking_rows(*size, device, options)
+        for pairs, width in loss_sizes:
+            yield _loss_row(pairs, width, device, options)
+        for queries, items, width in ranking_sizes:
+            yield from _ranking_rows(queries, items, width, device, options)
 
     return LossReport.of(measure)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Self
@@ -61,7 +61,7 @@ class WaysReport(pydantic.BaseModel):
     rows: list[Row]
 
     @classmethod
-    def of(cls, measure: Callable[[str], Sequence[Row]], **attributes: Any) -> Self:
+    def of(cls, measure: Callable[[str], Iterable[Row]], **attributes: Any) -> Self:
         """Call `measure` with the device, on a GPU if there is one, and note the conditions meanwhile."""
         hardware, device = describe_hardware(), "cuda" if torch.cuda.is_available() else "cpu"
         with foreign_load() as others:
