@@ -31,9 +31,15 @@ Forward = Callable[[EverythingAtOnce, Batch], dict[str, Tensor]]
 
 
 class ForwardReport(WaysReport):
-    """The measurement and its conditions."""
+    """The measurement and its conditions.
+
+    Attributes:
+        clips: of a batch.
+        norm_share: BatchNorm's share of the time of one packed evaluation.
+    """
 
     clips: int
+    norm_share: float = 0
 
     def to_markdown(self) -> str:
         return self.page(
@@ -43,9 +49,16 @@ class ForwardReport(WaysReport):
             "combination over padded tensors, as the published code does; `dense` is what engines are compiled from. "
             "In the steps its filters lie channels-last, which is faster here than the published layout. GFLOP/s count "
             "the arithmetic that each way really does, for the packed one without attention and, in the steps, without "
-            f"the audio network's gradients of filters; a large product reaches {self.ceiling} here."
+            f"the audio network's gradients of filters; GB/s count inputs and weights once for an evaluation, for a "
+            f"step also what gradients and optimizer read and write; this machine reaches {self.ceiling}.",
+            f"BatchNorm takes {100 * self.norm_share:.1f} % of a packed evaluation. That is all that folding it into "
+            "the convolutions could save, so PyTorch's model leaves it as trained; in the graphs of engines it is "
+            "folded.",
         )
 
+
+_STEP_PASSES = 10
+"""Over the weights in a step: read forward and backward; gradient, weight and Adam's two moments read and written."""
 
 SIX_PASSES, COMPILED, PACKED, DENSE = "six passes", "six passes, torch.compile", "packed", "dense"
 
@@ -67,17 +80,19 @@ def run(
         compiled: also evaluate under `torch.compile`, which needs a C++ compiler on a CPU.
     """
     options: dict[str, Any] = {"max_seconds": seconds, "rounds": rounds, "items": clips}
+    torch.manual_seed(0)
+    model = build_model(config or ModelConfig())
+    assert isinstance(model, EverythingAtOnce)
 
     def measure(device: str) -> Iterator[Row]:
-        torch.manual_seed(0)
-        model = build_model(config or ModelConfig()).to(device)
-        assert isinstance(model, EverythingAtOnce)
-        batch = msrvtt_batch(model.config, clips).to(device)
+        batch = msrvtt_batch(model.to(device).config, clips).to(device)
         yield _evaluation(model, batch, options, compiled)
         yield _training(model.train(), batch, options, "training step")
         yield _training(model.eval(), batch, options, "fine-tuning step, in eval mode")
 
-    return ForwardReport.of(measure, clips=clips)
+    report = ForwardReport.of(measure, clips=clips)
+    report.norm_share = _norm_share(model, msrvtt_batch(model.config, clips).to(report.device))
+    return report
 
 
 def msrvtt_batch(config: ModelConfig, clips: int) -> Batch:
@@ -125,7 +140,7 @@ def _evaluation(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any
     with torch.inference_mode():
         gflop = {way: _count(ways[way]) for way in (SIX_PASSES, PACKED, DENSE)}
         gflop |= {COMPILED: gflop[SIX_PASSES]}
-        return measure_ways("evaluation", _size(batch), ways, gflop, options)
+        return measure_ways("evaluation", _size(batch), ways, gflop, options, gbyte=_gbyte(model, batch))
 
 
 def _training(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any], work: str) -> Row:
@@ -142,9 +157,24 @@ def _training(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any],
     ways = {way: partial(step, _WAYS[way]) for way in (SIX_PASSES, PACKED)}
     gflop = {way: _count(function) for way, function in ways.items()}
     # Weights move with every step, so there is no result to compare.
-    row = measure_ways(work, _size(batch), ways, gflop, options, select=None)
+    gbyte = _gbyte(model, batch, passes=_STEP_PASSES)
+    row = measure_ways(work, _size(batch), ways, gflop, options, select=None, gbyte=gbyte)
     optimizer.zero_grad(set_to_none=True)
     return row
+
+
+def _gbyte(model: EverythingAtOnce, batch: Batch, passes: int = 1) -> float:
+    """What a call has to read and write at least, in 1e9 bytes."""
+    weights = sum(weight.nbytes for weight in model.parameters())
+    return 1e-9 * (passes * weights + sum(x.nbytes for x in (batch.text, batch.video, batch.audio)))
+
+
+def _norm_share(model: EverythingAtOnce, batch: Batch) -> float:
+    """BatchNorm's share of the time of the operators of one packed evaluation."""
+    with torch.inference_mode(), torch.profiler.profile() as profiler:
+        model(batch, ENCODERS)
+    times = {event.key: event.self_device_time_total or event.self_cpu_time_total for event in profiler.key_averages()}
+    return sum(time for name, time in times.items() if "batch_norm" in name) / sum(times.values())
 
 
 def _size(batch: Batch) -> str:

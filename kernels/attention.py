@@ -2,7 +2,7 @@
 
 Both are custom operators with a forward and a backward kernel: Triton on a GPU (`attention_triton.py`), plain PyTorch
 elsewhere (`attention_torch.py`). They train, run under `torch.compile`, and give the same bits in every run on one
-machine. Second derivatives are not defined.
+machine, but for plain PyTorch on a GPU, which adds in any order. Second derivatives are not defined.
 """
 
 from __future__ import annotations

@@ -113,6 +113,8 @@ class _Convolution(torch.autograd.Function):
 
 def _windows(x: Tensor, filters: Tensor, place: Tensor, start: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of outputs, and what each of them is computed from: (n, K * C)."""
+    if not len(start):
+        return
     taken = filters.shape[1]
     buffer = x.new_zeros(size, x.shape[1]).index_copy_(0, place, x)
     every = buffer.as_strided((size - taken // x.shape[1] + 1, taken), (x.shape[1], 1))
