@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from numpy.typing import NDArray
+
 from eao.config import Config
 from eao.errors import ExportError, ParityError
-from eao.export.encoders import Axis, InputSpec, Model, axes, exportable_encoders
+from eao.export.build import EncoderBuild, Options, Request
+from eao.export.encoders import Axis, InputSpec, Model, axes, exportable_encoders, input_specs
+from eao.export.engines import open_engine, unusable
 from eao.export.manifest import (
     CONFIG_FILE,
     MANIFEST_FILE,
     AxisEntry,
     EncoderEntry,
+    EngineEntry,
     FileEntry,
     InputEntry,
     Manifest,
     ParitySummary,
     versions,
 )
-from eao.export.onnx import OPSET, OUTPUT, ExportedGraph, export_onnx
+from eao.export.onnx import OUTPUT
 from eao.export.parity import ParityReport, measure_parity
-from eao.export.runtime import Bundle
+from eao.export.reference import Reference
+from eao.export.runtime import batch_feeds
+from eao.export.text_files import copy_text_files, link_or_copy
+from eao.export.thresholds import THRESHOLDS, Thresholds
 from eao.files import atomic_path, write_text
-from eao.model import Batch
+from eao.model import Batch, encoder_modalities
 from eao.model.weights import hash_weights
 
 PARITY_JSON = "parity.json"
 PARITY_MARKDOWN = "parity.md"
+CALIBRATION_CLIPS = 256
+"""Clips that the ranges of int8 and fp8 are chosen from, at most."""
+FP32 = (Request("onnxruntime", "fp32"),)
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class WrittenBundle:
-    """What `write_bundle` made."""
+    """What `write_bundle` made.
+
+    Attributes:
+        path: the bundle.
+        manifest: its manifest.
+        parity: a report for each engine and precision, those that failed included.
+        failed: the folder with what did not pass, if anything did not.
+    """
 
     path: Path
     manifest: Manifest
-    parity: ParityReport
+    parity: tuple[ParityReport, ...]
+    failed: Path | None
 
 
 def write_bundle(
@@ -49,57 +66,79 @@ def write_bundle(
     out: str | Path,
     config: Config | None = None,
     encoders: str | Sequence[str] = "all",
-    opset: int = OPSET,
+    requests: Sequence[Request] = FP32,
+    options: Options | None = None,
     batches: Iterable[Batch] = (),
-    threads: int | None = None,
+    calibration: Iterable[Batch] = (),
+    thresholds: Mapping[str, Thresholds] = THRESHOLDS,
     progress: Progress | None = None,
 ) -> WrittenBundle:
-    """Export encoders into a bundle, after proving that the engines agree with the model.
+    """Compile encoders into a bundle, after proving that each engine agrees with the model.
 
-    The bundle appears at `out`, replacing an older one, only when every encoder holds its thresholds. Otherwise graphs
-    and figures are kept, without a manifest and so unusable, in `<out>.failed`, and an older bundle stays as it was.
+    The bundle appears at `out`, replacing an older one, with the engines that hold their thresholds. What does not is
+    kept, without a manifest and so unusable, in `<out>.failed` with all figures. If an encoder is left without any
+    engine, nothing is written at `out` and an older bundle stays as it was.
 
     Args:
         source: a checkpoint (anything `load_checkpoint` takes), or a model.
         out: the folder.
         config: the experiment; needed with a model, read from a checkpoint otherwise.
         encoders: "all", one name, names joined by commas, or a sequence of names.
-        opset: of the graphs.
+        requests: engines and precisions, each made for every encoder; see `choose_requests`.
+        options: how they are made.
         batches: real clips for ranking parity.
-        threads: of the trial runs.
+        calibration: real clips, best others than those, for the ranges of int8 and fp8.
+        thresholds: by precision.
         progress: called with a line before each step.
 
     Raises:
         ExportError: an unknown encoder, a failed trace, or an `out` that is no bundle.
-        ParityError: an engine that does not agree with the model.
+        ParityError: no engine of some encoder agrees with the model.
         CheckpointError: the checkpoint cannot be read.
+        MissingDependencyError: a package that makes one of the engines is not installed.
 
     Example:
         >>> write_bundle("runs/demo", "bundles/demo").manifest.encoders  # doctest: +SKIP
     """
     out = Path(out)
+    options = options or Options()
     model, config, name = _load(source, config)
     chosen = choose_encoders(model, encoders)
     check_target(out)
-    report_step = progress or (lambda line: None)
+    say = progress or (lambda line: None)
+    reference = Reference(model, tuple(batches), encoders=chosen, progress=progress)
+    samples = _Samples(model, calibration)
     with atomic_path(out) as folder:
         folder.mkdir()
-        config.save(folder / CONFIG_FILE)
-        graphs: dict[str, ExportedGraph] = {}
-        for encoder in chosen:
-            report_step(f"exporting {encoder}")
-            graphs[encoder] = export_onnx(model, encoder, folder / f"{encoder}.onnx", opset, threads=threads)
-        manifest = _manifest(model, config, name, folder, graphs)
-        manifest.save(folder)  # for the runtime that parity is measured with
-        bundle = Bundle(folder, threads, verify=False)
-        parity = measure_parity(model, bundle.encode, chosen, batches=tuple(batches), progress=report_step)
-        write_text(folder / PARITY_JSON, parity.model_dump_json(indent=2) + "\n")
-        write_text(folder / PARITY_MARKDOWN, parity.to_markdown())
-        if not parity.passed:
-            raise _keep_evidence(folder, out, parity)
-        manifest = _with_parity(manifest, parity)
+        builds = {encoder: EncoderBuild(model, encoder, folder, options, samples.feeds) for encoder in chosen}
+        engines: dict[str, EngineEntry] = {}
+        reports = []
+        for request in requests:
+            made = {}
+            for encoder, build in builds.items():
+                say(f"{request.engine} {request.precision}: compiling {encoder}")
+                made[encoder] = build.make(request)
+            say(f"{request.engine} {request.precision}: parity")
+            report, simulated = _prove(reference, folder, request, builds, made, options, thresholds, say)
+            reports.append(report)
+            for encoder, entry in made.items():
+                engines[entry.key] = entry.model_copy(update={"parity": _summary(report, encoder, simulated)})
+        write_text(folder / PARITY_JSON, _json(reports))
+        write_text(folder / PARITY_MARKDOWN, _markdown(reports))
+        passed = {key: entry for key, entry in engines.items() if entry.parity is not None and entry.parity.passed}
+        failing = [entry for key, entry in engines.items() if key not in passed]
+        failed = _keep_evidence(folder, out, failing) if failing else None
+        if any(all(entry.encoder != encoder for entry in passed.values()) for encoder in chosen):
+            lines = [f"{report.engine} {report.precision}, {line}" for report in reports for line in report.failures()]
+            more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+            raise ParityError(
+                f"the engines fail parity: {lines[0]}{more}",
+                f"graphs and figures are in {failed}; nothing else was written",
+            )
+        manifest = _manifest(model, config, name, folder, chosen, passed)
+        _remove_others(folder, manifest)
         manifest.save(folder)
-    return WrittenBundle(out, manifest, parity)
+    return WrittenBundle(out, manifest, tuple(reports), failed)
 
 
 def choose_encoders(model: Model, encoders: str | Sequence[str]) -> tuple[str, ...]:
@@ -142,29 +181,78 @@ def _load(source: str | Path | Model, config: Config | None) -> tuple[Model, Con
     return source, config, ""
 
 
-def _manifest(model: Model, config: Config, source: str, folder: Path, graphs: dict[str, ExportedGraph]) -> Manifest:
+class _Samples:
+    """Inputs of encoders from real clips, read once however many encoders ask."""
+
+    def __init__(self, model: Model, batches: Iterable[Batch]) -> None:
+        self.model = model
+        self.batches = batches
+        self._read: list[Batch] | None = None
+
+    def feeds(self, encoder: str) -> list[Mapping[str, NDArray]]:
+        """One clip each, so that the engine sees it alone; empty if no clip has all that the encoder reads."""
+        if self._read is None:
+            self._read = []
+            for batch in self.batches:
+                self._read.append(batch)
+                if sum(map(len, self._read)) >= CALIBRATION_CLIPS:
+                    break
+        needed = encoder_modalities(encoder)
+        specs = input_specs(self.model, encoder)
+        usable = [batch.only(needed) for batch in self._read if set(needed) <= set(batch.modalities)]
+        return [batch_feeds(batch[i : i + 1], specs, encoder) for batch in usable for i in range(len(batch))]
+
+
+def _prove(
+    reference: Reference,
+    folder: Path,
+    request: Request,
+    builds: Mapping[str, EncoderBuild],
+    made: Mapping[str, EngineEntry],
+    options: Options,
+    thresholds: Mapping[str, Thresholds],
+    say: Progress,
+) -> tuple[ParityReport, bool]:
+    """The parity of one engine at one precision, and whether it had to be measured on the graph in its place."""
+    simulated = unusable(request.engine, precision=request.precision) is not None
+    sessions = {
+        encoder: builds[encoder].simulation(request) if simulated else open_engine(folder, entry, options.threads)
+        for encoder, entry in made.items()
+    }
+    specs = {encoder: input_specs(reference.model, encoder) for encoder in made}
+
+    def encode(batch: Batch, encoder: str) -> NDArray:
+        return sessions[encoder].run(batch_feeds(batch, specs[encoder], encoder))
+
+    report = measure_parity(reference, encode, list(made), request.precision, request.engine, thresholds, progress=say)
+    return report, simulated
+
+
+def _manifest(
+    model: Model, config: Config, source: str, folder: Path, encoders: Sequence[str], engines: dict[str, EngineEntry]
+) -> Manifest:
+    text: tuple[FileEntry, ...] = ()
+    if any("text" in encoder_modalities(encoder) for encoder in encoders):
+        config, text = copy_text_files(config, folder)
+    config.save(folder / CONFIG_FILE)
     found: dict[str, Axis] = {}
-    for encoder in graphs:
+    for encoder in encoders:
         found.update(axes(model, encoder))
     return Manifest(
         model_sha256=hash_weights(model),
         source=source,
         embedding_dim=config.model.embedding_dim,
         config=FileEntry.of(folder / CONFIG_FILE),
+        text=text,
         axes={name: AxisEntry(minimum=a.minimum, multiple=a.multiple) for name, a in found.items()},
-        encoders={encoder: _entry(graph) for encoder, graph in graphs.items()},
+        encoders={encoder: _entry(input_specs(model, encoder)) for encoder in encoders},
+        engines=engines,
         versions=versions(),
     )
 
 
-def _entry(graph: ExportedGraph) -> EncoderEntry:
-    return EncoderEntry(
-        graph=FileEntry.of(graph.path),
-        external=(FileEntry.of(graph.external),) if graph.external is not None else (),
-        opset=graph.opset,
-        inputs=tuple(_input(spec) for spec in graph.inputs),
-        output=OUTPUT,
-    )
+def _entry(specs: Sequence[InputSpec]) -> EncoderEntry:
+    return EncoderEntry(inputs=tuple(_input(spec) for spec in specs), output=OUTPUT)
 
 
 def _input(spec: InputSpec) -> InputEntry:
@@ -172,36 +260,38 @@ def _input(spec: InputSpec) -> InputEntry:
     return InputEntry(name=spec.name, dtype=spec.dtype, shape=shape)  # type: ignore[arg-type]
 
 
-def _with_parity(manifest: Manifest, parity: ParityReport) -> Manifest:
-    entries = {}
-    for encoder, entry in manifest.encoders.items():
-        measured = parity.encoders[encoder]
-        ranked = [r.top10_identical for r in parity.rankings if encoder in r.task.split(" -> ")]
-        summary = ParitySummary(
-            passed=not parity.failures(encoder),
-            max_abs=measured.figures.max_abs,
-            cosine_min=measured.figures.cosine_min,
-            batch_invariance=measured.batch_invariance,
-            top10_identical=min(ranked) if ranked else None,
-        )
-        entries[encoder] = entry.model_copy(update={"parity": summary})
-    return manifest.model_copy(update={"encoders": entries})
+def _summary(report: ParityReport, encoder: str, simulated: bool) -> ParitySummary:
+    measured = report.encoders[encoder]
+    ranked = [ranking.top10_overlap for ranking in report.rankings if encoder in ranking.encoders]
+    return ParitySummary(
+        passed=not report.failures(encoder),
+        max_abs=measured.figures.max_abs,
+        cosine_min=measured.figures.cosine_min,
+        batch_invariance=measured.batch_invariance,
+        top10_overlap=min(ranked) if ranked else None,
+        simulated=simulated,
+    )
 
 
-def _keep_evidence(folder: Path, out: Path, parity: ParityReport) -> ParityError:
+def _keep_evidence(folder: Path, out: Path, failing: Iterable[EngineEntry]) -> Path:
+    """The files and figures of engines that failed, in a folder beside the bundle; the older evidence goes."""
     failed = out.with_name(f"{out.name}.failed")
-    (folder / MANIFEST_FILE).unlink()  # without it nothing takes the folder for a bundle
-    if failed.is_dir() and (failed / PARITY_JSON).is_file():
-        shutil.rmtree(failed)
-    elif failed.exists():
+    if failed.exists() and not (failed / PARITY_JSON).is_file():
         raise ParityError(
-            f"the engines fail parity ({parity.failures()[0]}), and {failed}, where the evidence would go, holds "
-            "something else",
+            f"engines fail parity, and {failed}, where the evidence would go, holds something else",
             f"move {failed} away",
         )
-    os.replace(folder, failed)
-    failures = parity.failures()
-    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-    return ParityError(
-        f"the engines fail parity: {failures[0]}{more}", f"graphs and figures are in {failed}; nothing else was written"
-    )
+    names = {file.file for entry in failing for file in entry.files}
+    with atomic_path(failed) as evidence:
+        evidence.mkdir()
+        for name in sorted(names | {PARITY_JSON, PARITY_MARKDOWN}):
+            link_or_copy(folder / name, evidence / name)
+    return failed
+
+
+def _remove_others(folder: Path, manifest: Manifest) -> None:
+    """Take away what no engine of the manifest needs: graphs on the way to others, and engines that failed."""
+    kept = {entry.file for entry in manifest.files()} | {PARITY_JSON, PARITY_MARKDOWN}
+    for file in folder.iterdir():
+        if file.is_file() and file.name not in kept:
+            file.unlink()

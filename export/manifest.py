@@ -13,15 +13,21 @@ from eao.errors import ExportError
 from eao.export.encoders import Axis, InputSpec
 from eao.files import sha256, write_text
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest's layout; a reader refuses others."""
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.yaml"
+TEXT_FOLDER = "text"
+"""Holds what the text encoder reads: word vectors, or a transformers model with its tokenizer."""
+
+EngineName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weights", "int8-nncf", "fp8"]
 
 
 def _plain_name(name: str) -> str:
     """Names come from a file that may have been tampered with, and must not lead out of the bundle."""
-    if name in ("", ".", "..") or "/" in name or "\\" in name:
+    plain = name.removeprefix(f"{TEXT_FOLDER}/")
+    if plain in ("", ".", "..") or "/" in plain or "\\" in plain:
         raise ValueError(f"{name!r} is no plain file name")
     return name
 
@@ -44,8 +50,10 @@ class FileEntry(Record):
     sha256: Digest
 
     @classmethod
-    def of(cls, path: Path) -> FileEntry:
-        return cls(file=path.name, size=path.stat().st_size, sha256=sha256(path))
+    def of(cls, path: Path, folder: Path | None = None) -> FileEntry:
+        """A file that lies in `folder`, the bundle; by default the file's own folder is the bundle."""
+        name = path.relative_to(folder or path.parent).as_posix()
+        return cls(file=name, size=path.stat().st_size, sha256=sha256(path))
 
 
 class AxisEntry(Record):
@@ -64,31 +72,66 @@ class InputEntry(Record):
 
 
 class ParitySummary(Record):
-    """The worst figures of an engine against the PyTorch model; the bundle's parity.json has them all."""
+    """The worst figures of an engine against the PyTorch model; the bundle's parity.json has them all.
+
+    Attributes:
+        simulated: the figures are those of the engine's graph in onnxruntime, since the engine cannot run on the
+            machine that made it.
+    """
 
     passed: bool
     max_abs: float
     cosine_min: float
     batch_invariance: float
-    top10_identical: float | None = None
+    top10_overlap: float | None = None
+    simulated: bool = False
+
+
+class ProfileEntry(Record):
+    """The sizes of an axis that a TensorRT engine takes, and the one it is tuned for."""
+
+    minimum: pydantic.PositiveInt
+    optimum: pydantic.PositiveInt
+    maximum: pydantic.PositiveInt
+
+
+class EngineEntry(Record):
+    """An encoder compiled for a runtime.
+
+    Attributes:
+        files: the one that the runtime opens, then those beside it.
+        opset: of the ONNX graph it was made from.
+        profiles: of TensorRT engines, by axis.
+        targets: compute capabilities that a TensorRT engine was built for.
+        deferred: `files` hold a graph, and the engine is built on first use on the target.
+        left: nodes of a quantised graph that stayed in higher precision.
+        parity: None before it was measured.
+        speedup: over PyTorch eager, at batch 1 on the machine that made the bundle; None if it was not measured.
+    """
+
+    encoder: str
+    engine: EngineName
+    precision: Precision
+    files: tuple[FileEntry, ...] = pydantic.Field(min_length=1)
+    opset: int
+    profiles: dict[str, ProfileEntry] = {}
+    targets: tuple[str, ...] = ()
+    deferred: bool = False
+    left: tuple[str, ...] = ()
+    parity: ParitySummary | None = None
+    speedup: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in the bundle, such as "text.onnxruntime.int8"."""
+        return engine_key(self.encoder, self.engine, self.precision)
 
 
 class EncoderEntry(Record):
-    """One engine."""
+    """What all engines of an encoder have in common."""
 
-    graph: FileEntry
-    external: tuple[FileEntry, ...] = ()
-    precision: Literal["fp32"] = "fp32"
-    engine: Literal["onnxruntime"] = "onnxruntime"
-    opset: int
     inputs: tuple[InputEntry, ...]
     output: str
-    parity: ParitySummary | None = None
-
-    @property
-    def files(self) -> tuple[FileEntry, ...]:
-        """The graph and the files beside it."""
-        return (self.graph, *self.external)
 
 
 class Manifest(Record):
@@ -100,27 +143,48 @@ class Manifest(Record):
         source: the checkpoint, as the user named it; a note, never opened.
         embedding_dim: E.
         config: config.yaml.
+        text: what the text encoder reads; empty if no engine embeds text.
         axes: by name, the limits of the sizes that may vary.
-        encoders: by name, the engines.
+        encoders: by name, their inputs and output.
+        engines: by key, in order of preference: of several that run, the first is used.
         versions: of the packages that made the bundle.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     model_sha256: Digest
     source: str
     embedding_dim: pydantic.PositiveInt
     config: FileEntry
+    text: tuple[FileEntry, ...] = ()
     axes: dict[str, AxisEntry]
     encoders: dict[str, EncoderEntry]
+    engines: dict[str, EngineEntry]
     versions: dict[str, str]
 
     @pydantic.model_validator(mode="after")
-    def _axes_known(self) -> Manifest:
+    def _names_known(self) -> Manifest:
         for encoder, entry in self.encoders.items():
             for axis in (a for i in entry.inputs for a in i.shape if isinstance(a, str)):
                 if axis not in self.axes:
                     raise ValueError(f"encoder {encoder} has an input with the unknown axis {axis!r}")
+        for key, engine in self.engines.items():
+            if engine.encoder not in self.encoders:
+                raise ValueError(f"engine {key} belongs to the unknown encoder {engine.encoder!r}")
+            if key != engine.key:
+                raise ValueError(f"engine {key} should be called {engine.key}")
+        without = [name for name in self.encoders if not self.of_encoder(name)]
+        if without:
+            raise ValueError(f"encoder {without[0]} has no engine")
         return self
+
+    def of_encoder(self, encoder: str) -> tuple[EngineEntry, ...]:
+        """The engines of an encoder, in order of preference."""
+        return tuple(e for e in self.engines.values() if e.encoder == encoder)
+
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file of the bundle but the manifest and the reports, each once."""
+        entries = [self.config, *self.text, *(file for engine in self.engines.values() for file in engine.files)]
+        return tuple({entry.file: entry for entry in entries}.values())
 
     def specs(self, encoder: str) -> tuple[InputSpec, ...]:
         """The inputs of an encoder with their varying axes."""
@@ -162,10 +226,19 @@ def load_manifest(folder: str | Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ExportError(f"{path} is damaged: {where}: {first['msg']}", "export the bundle again") from None
-    entries = [manifest.config, *(file for entry in manifest.encoders.values() for file in entry.files)]
-    for entry in entries:
+    for entry in manifest.files():
         check_file(folder, entry, content=False)
     return manifest
+
+
+def engine_key(encoder: str, engine: str, precision: str) -> str:
+    """The name of an engine in a bundle.
+
+    Example:
+        >>> engine_key("text", "onnxruntime", "int8")
+        'text.onnxruntime.int8'
+    """
+    return f"{encoder}.{engine}.{precision}"
 
 
 def check_file(folder: Path, entry: FileEntry, content: bool = True) -> None:
@@ -186,10 +259,16 @@ def check_file(folder: Path, entry: FileEntry, content: bool = True) -> None:
         raise ExportError(f"{path} was changed since the export: its SHA-256 differs", "copy the bundle again")
 
 
+PACKAGES = (
+    *("eao", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf"),
+    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu13", "numpy"),
+)
+
+
 def versions() -> dict[str, str]:
     """The installed versions of what an engine's figures depend on; packages that are not installed are left out."""
     found = {}
-    for package in ("eao", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy"):
+    for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eao.config import Config, load_config
-from eao.errors import ConfigError, DataError
+from eao.config import Config, load_config, override_config
+from eao.errors import ConfigError, DataError, ExportError
 from eao.export.encoders import Axis, InputSpec
-from eao.export.manifest import Manifest, check_file, load_manifest
-from eao.export.session import open_session
+from eao.export.engines import Session, engine_name, open_engine, unusable
+from eao.export.manifest import TEXT_FOLDER, EngineEntry, Manifest, check_file, load_manifest
 from eao.model.batch import Batch
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 # B batch, N tokens, T spectrogram frames, E embedding
 
@@ -29,39 +25,62 @@ _UNKNOWN_LENGTH = -1
 class Bundle:
     """The engines of a folder written by `write_bundle`.
 
-    Sessions open on first use, so that a service that only embeds text loads only that graph. Safe to call from several
-    threads.
+    Of several engines of an encoder, the first of the manifest's order that was asked for and runs on this machine is
+    used. Engines open on first use, so that a service that only embeds text loads only that one. Safe to call from
+    several threads.
 
     Args:
         path: the bundle's folder.
         threads: of one run; by default as many as the machine has cores.
         device: "cpu" or "cuda"; never the CPU in silence when CUDA was asked for.
         verify: compare the SHA-256 of every file with the manifest before it is used.
+        engine: use engines of this runtime only, such as "openvino".
+        precision: use engines of this precision only, such as "int8".
 
     Raises:
-        ExportError: the folder is no bundle, or damaged.
+        ExportError: the folder is no bundle, or damaged; or it has no engine of that runtime and precision.
 
     Example:
         bundle = Bundle("bundles/demo")
         rows = bundle.encode(batch, "video-audio")    # (B, E) float32, unit norm
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None, device: str = "cpu", verify: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        device: str = "cpu",
+        verify: bool = True,
+        engine: str | None = None,
+        precision: str | None = None,
+    ) -> None:
         self.path = Path(path)
         self.threads = threads
         self.device = device
         self.verify = verify
+        self.engine = None if engine is None else engine_name(engine)
+        self.precision = precision
         self.manifest: Manifest = load_manifest(self.path)
+        self._wanted = [
+            entry
+            for entry in self.manifest.engines.values()
+            if self.engine in (None, entry.engine) and precision in (None, entry.precision)
+        ]
+        if not self._wanted:
+            held = sorted({f"{e.engine} {e.precision}" for e in self.manifest.engines.values()})
+            asked = " ".join(name for name in (self.engine, precision) if name)
+            raise ExportError(f"the bundle {self.path} has no {asked} engine", f"it has {', '.join(held)}")
         if verify:
             check_file(self.path, self.manifest.config)
-        self.config: Config = load_config(self.path / self.manifest.config.file)
-        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self.config: Config = _with_text(load_config(self.path / self.manifest.config.file), self.path)
+        self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
     @property
     def encoders(self) -> tuple[str, ...]:
         """The encoders it has engines for."""
-        return tuple(self.manifest.encoders)
+        names = {entry.encoder for entry in self._wanted}
+        return tuple(name for name in self.manifest.encoders if name in names)
 
     @property
     def model_hash(self) -> str:
@@ -74,30 +93,67 @@ class Bundle:
         Raises:
             ConfigError: the bundle has no such encoder.
             DataError: the batch lacks an input of the encoder, or has it in another shape or dtype.
+            ExportError: no engine of the encoder runs on this machine, or it is damaged.
         """
-        if encoder not in self.manifest.encoders:
-            raise ConfigError(
-                f"the bundle {self.path} has no encoder {encoder!r}",
-                f"it has {', '.join(self.encoders)}; export again with --encoder all",
-            )
+        self._check_encoder(encoder)
         return self.run(encoder, batch_feeds(batch, self.manifest.specs(encoder), encoder))
 
     def run(self, encoder: str, feeds: Mapping[str, NDArray]) -> NDArray[np.float32]:
         """Run one engine on arrays that are known to fit."""
-        entry = self.manifest.encoders[encoder]
-        return self.session(encoder).run([entry.output], dict(feeds))[0]
+        return self.session(encoder).run(feeds)
 
-    def session(self, encoder: str) -> onnxruntime.InferenceSession:
-        """The onnxruntime session of an encoder, opened on first use."""
+    def session(self, encoder: str) -> Session:
+        """The engine of an encoder, opened on first use."""
         with self._lock:
             if encoder not in self._sessions:
-                entry = self.manifest.encoders[encoder]
+                entry = self.entry(encoder)
                 if self.verify:
                     for file in entry.files:
                         check_file(self.path, file)
-                path = self.path / entry.graph.file
-                self._sessions[encoder] = open_session(path, self.threads, self.device)
+                self._sessions[encoder] = open_engine(self.path, entry, self.threads, self.device)
             return self._sessions[encoder]
+
+    def entry(self, encoder: str) -> EngineEntry:
+        """Which engine of an encoder is used.
+
+        Raises:
+            ConfigError: the bundle has no such encoder.
+            ExportError: none runs on this machine.
+        """
+        self._check_encoder(encoder)
+        reasons = []
+        for entry in self._wanted:
+            if entry.encoder == encoder:
+                reason = unusable(entry.engine, self.device, entry.precision)
+                if reason is None:
+                    return entry
+                reasons.append(f"{entry.engine} {entry.precision}: {reason}")
+        raise ExportError(f"no engine of encoder {encoder} in {self.path} runs here", "; ".join(reasons))
+
+    def check_text(self) -> None:
+        """Compare the files of the text encoder with the manifest.
+
+        Raises:
+            ExportError: one was changed.
+        """
+        if self.verify:
+            for file in self.manifest.text:
+                check_file(self.path, file)
+
+    def _check_encoder(self, encoder: str) -> None:
+        if encoder not in self.encoders:
+            raise ConfigError(
+                f"the bundle {self.path} has no encoder {encoder!r}",
+                f"it has {', '.join(self.encoders)}; export again with --encoder all",
+            )
+
+
+def _with_text(config: Config, folder: Path) -> Config:
+    """The configuration with the path of the text encoder's files, which the bundle holds, made absolute."""
+    path = config.data.text.path
+    if path is None or Path(path).is_absolute() or Path(path).parts[:1] != (TEXT_FOLDER,):
+        return config
+    return override_config(config, [f"data.text.path={folder.absolute() / path}"])
 
 
 def batch_feeds(batch: Batch, specs: tuple[InputSpec, ...], encoder: str) -> dict[str, NDArray]:

@@ -1,0 +1,117 @@
+"""The runtimes that engines are compiled for: which precisions each offers, whether it runs here, and how it is opened."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eao.errors import ExportError
+from eao.export.manifest import EngineEntry, EngineName, Precision
+
+# B batch, E embedding
+
+ENGINES: tuple[str, ...] = get_args(EngineName)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+ALIASES = {"onnx": "onnxruntime", "trt": "tensorrt", "trt-rtx": "tensorrt-rtx"}
+
+OFFERED: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("fp32", "fp16", "bf16", "int8"),
+    "openvino": ("fp32", "fp16", "bf16", "int8", "int8-weights", "int8-nncf"),
+    "tensorrt": ("fp32", "fp16", "bf16", "int8", "fp8"),
+    "tensorrt-rtx": ("fp32", "fp16", "bf16", "int8", "fp8"),
+}
+"""What each runtime can be given. Whether it pays on a machine, `eao bench` says."""
+_PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
+
+
+class Session(Protocol):
+    """An engine that is ready to run."""
+
+    def run(self, feeds: Mapping[str, NDArray]) -> NDArray[np.float32]:
+        """Embeddings (B, E), unit norm, for arrays by the names of the inputs. Safe to call from several threads."""
+
+
+class OnnxSession:
+    """An ONNX graph in onnxruntime; see `open_session`."""
+
+    def __init__(self, path: str | Path, threads: int | None = None, device: str = "cpu") -> None:
+        from eao.export.session import open_session
+
+        self.session = open_session(path, threads, device)
+        self.output = self.session.get_outputs()[0].name
+
+    def run(self, feeds: Mapping[str, NDArray]) -> NDArray[np.float32]:
+        """Embeddings (B, E) float32, for arrays by the names of the inputs."""
+        return self.session.run([self.output], dict(feeds))[0]
+
+
+def engine_name(name: str) -> str:
+    """The full name of an engine, from that or its short form.
+
+    Raises:
+        ExportError: there is no such engine.
+    """
+    full = ALIASES.get(name, name)
+    if full not in ENGINES:
+        short = {long: alias for alias, long in ALIASES.items()}
+        raise ExportError(
+            f"there is no engine {name!r}", f"choose from {', '.join(short.get(engine, engine) for engine in ENGINES)}"
+        )
+    return full
+
+
+def unusable(engine: str, device: str = "cpu", precision: str = "fp32") -> str | None:
+    """Why a runtime cannot run on this machine, or None.
+
+    Args:
+        engine: full name.
+        device: "cpu" or "cuda".
+        precision: of the engine.
+    """
+    if importlib.util.find_spec(_PACKAGES[engine]) is None:
+        return f"the package {_PACKAGES[engine]} is not installed"
+    if engine.startswith("tensorrt"):
+        import torch
+
+        if not torch.cuda.is_available():
+            return "it needs an NVIDIA GPU"
+    if engine == "onnxruntime" and precision == "bf16" and device == "cpu":
+        return "onnxruntime has no bfloat16 products on the CPU"
+    if engine == "openvino" and device != "cpu":
+        return "it is used on the CPU only"
+    return None
+
+
+def open_engine(folder: Path, entry: EngineEntry, threads: int | None = None, device: str = "cpu") -> Session:
+    """Open an engine of a bundle.
+
+    Args:
+        folder: of the bundle.
+        entry: the engine's, whose files were checked.
+        threads: of one run; by default as many as the machine has cores.
+        device: "cpu" or "cuda", for onnxruntime.
+
+    Raises:
+        ExportError: the runtime is missing, or refuses the engine.
+        MissingDependencyError: the runtime is not installed.
+    """
+    path = folder / entry.files[0].file
+    if entry.engine == "onnxruntime":
+        return OnnxSession(path, threads, device)
+    if entry.engine == "openvino":
+        from eao.export.openvino import OpenVINOSession
+
+        return OpenVINOSession(path, threads)
+    from eao.export.tensorrt import open_tensorrt
+
+    return open_tensorrt(folder, entry)
