@@ -295,10 +295,25 @@ def export(
     model: Annotated[Path, typer.Argument(help="A checkpoint folder, a run folder, or an authors' .pth.")],
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle.")] = Path("bundle"),
-    engine: Annotated[str, typer.Option(help="onnx (onnxruntime).")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
-    encoder: Annotated[
-        list[str] | None, typer.Option(help="text, video-audio, ...; may be given again. Default: all.")
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="onnx, openvino, trt, trt-rtx; several joined by commas. The first is the default to run."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32, fp16, bf16, int8, int8-weights, int8-nncf, fp8.")
+    ] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="text, video-audio, ...; default: all.")] = None,
+    batch: Annotated[str | None, typer.Option(help="TensorRT's sizes as minimum:optimum:maximum.")] = None,
+    text_tokens: Annotated[str | None, typer.Option(help="As --batch.")] = None,
+    video_tokens: Annotated[str | None, typer.Option(help="As --batch.")] = None,
+    spectrogram_frames: Annotated[str | None, typer.Option(help="As --batch.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Compute capabilities for TensorRT; default 8.0, 8.6, 8.9 and 12.0.")
+    ] = None,
+    defer: Annotated[bool, typer.Option(help="Build TensorRT engines on first use on the target.")] = False,
+    calibration: Annotated[str, typer.Option(help="Of int8 and fp8: minmax, percentile or entropy.")] = "percentile",
+    threshold: Annotated[
+        list[str] | None, typer.Option(help="Change a limit of parity, such as int8.cosine=0.985.")
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset.")] = 18,
     split: Annotated[
@@ -309,24 +324,40 @@ def export(
 ) -> None:
     """Compile encoders into a bundle of engines, and prove that they embed and rank as the model does.
 
-    An encoder that fails parity is not written as usable: the figure is named, the evidence kept, the exit code 1.
+    An engine that fails parity is not written as usable: the figure is named, the evidence kept, the exit code 1.
     """
     from eao.api import load
+    from eao.export.build import Options
     from eao.export.run import export_bundle
 
+    profiles = {
+        "batch": batch,
+        "text_tokens": text_tokens,
+        "video_tokens": video_tokens,
+        "spectrogram_frames": spectrogram_frames,
+    }
     report = export_bundle(
         load(model, device="cpu", overrides=overrides or []),
         output,
-        engine=engine,
-        precision=precision,
-        encoders=encoder,
-        opset=opset,
+        engines=_split(engine) or ["onnx"],
+        precisions=_split(precision) or ["fp32"],
+        encoders=_split(encoder),
+        options=Options(
+            opset=opset,
+            calibration=calibration,
+            profiles={axis: sizes for axis, sizes in profiles.items() if sizes is not None},
+            defer=defer,
+            **({"targets": tuple(_split(target))} if target else {}),
+        ),
         split=split,
+        thresholds=threshold or (),
         dry_run=dry_run,
         quiet=as_json,
     )
     if as_json:
         print_json(report)
+    if report.get("failed"):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -441,6 +472,11 @@ def check(
         _say(f"[x] {build.kernel} {build.variant} {build.dtype} {build.target}: {build.fault}")
     if faulty:
         raise typer.Exit(1)
+
+
+def _split(values: list[str] | None) -> list[str]:
+    """Values given one by one or joined by commas."""
+    return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
 
 
 def _split_overrides(arguments: list[str]) -> tuple[list[Path], list[str]]:

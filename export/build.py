@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from eao.errors import ExportError
 from eao.export.encoders import Model
-from eao.export.engines import OFFERED, PRECISIONS, OnnxSession, Session, engine_name
-from eao.export.manifest import EngineEntry, FileEntry, engine_key
+from eao.export.engines import OFFERED, PRECISIONS, Session, engine_name
+from eao.export.manifest import EngineEntry, FileEntry
 from eao.export.onnx import OPSET, ExportedGraph, export_onnx
 
 Feeds = Sequence[Mapping[str, NDArray]]
 
+CALIBRATED = ("int8", "int8-nncf", "fp8")
+"""The precisions whose ranges are chosen from real clips."""
 GRAPH_OF = {"int8-weights": "fp32", "int8-nncf": "fp32"}
 """The precisions that a runtime makes on its own, and the graph it makes them from."""
 

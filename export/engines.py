@@ -1,4 +1,4 @@
-"""The runtimes that engines are compiled for: which precisions each offers, whether it runs here, and how it is opened."""
+"""The runtimes engines are compiled for: which precisions each offers, whether it runs here, how it is opened."""
 
 from __future__ import annotations
 

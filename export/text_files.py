@@ -24,12 +24,15 @@ def copy_text_files(config: Config, folder: Path) -> tuple[Config, tuple[FileEnt
         folder: the bundle.
 
     Returns:
-        the configuration with `data.text.path` relative to the bundle, and the files.
+        the configuration with `data.text.path` relative to the bundle, and the files. Without a path in the
+        configuration there is nothing to copy: then whoever embeds sentences has to give one.
 
     Raises:
-        ExportError: `data.text.path` is missing or leads nowhere.
+        ExportError: `data.text.path` leads nowhere.
     """
     source = _source(config)
+    if source is None:
+        return config, ()
     target = folder / TEXT_FOLDER
     target.mkdir()
     if source.is_file():
@@ -44,16 +47,17 @@ def copy_text_files(config: Config, folder: Path) -> tuple[Config, tuple[FileEnt
     return override_config(config, [f"data.text.path={path}"]), entries
 
 
-def _source(config: Config) -> Path:
+def _source(config: Config) -> Path | None:
     text = config.data.text
-    if text.path is None and text.encoder == "minilm":
+    if text.path is None:
+        if text.encoder != "minilm":
+            return None
         from eao.data.text import minilm_folder
 
         return minilm_folder()
-    if text.path is None or not Path(text.path).exists():
-        given = f"{text.path} does not exist" if text.path else "is not set"
+    if not Path(text.path).exists():
         raise ExportError(
-            f"data.text.path {given}: an engine that embeds text needs what its words are looked up in",
+            f"data.text.path: {text.path} does not exist, but a bundle holds what words are looked up in",
             "give data.text.path=FILE, or leave the text out: --encoder video-audio ...",
         )
     return Path(text.path)
