@@ -1,0 +1,127 @@
+"""Commands for deployment: export and bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eao.cli.common import DryRun, Json, Overrides, app, split_names
+from eao.console import print_json
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A checkpoint folder, a run folder, or an authors' .pth.")],
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle.")] = Path("bundle"),
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="onnx, openvino, trt, trt-rtx; several joined by commas. The first is the default to run."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32, fp16, bf16, int8, int8-weights, int8-nncf, fp8.")
+    ] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="text, video-audio, ...; default: all.")] = None,
+    batch: Annotated[str | None, typer.Option(help="TensorRT's sizes as minimum:optimum:maximum.")] = None,
+    text_tokens: Annotated[str | None, typer.Option(help="As --batch.")] = None,
+    video_tokens: Annotated[str | None, typer.Option(help="As --batch.")] = None,
+    spectrogram_frames: Annotated[str | None, typer.Option(help="As --batch.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Compute capabilities for TensorRT; default 8.0, 8.6, 8.9 and 12.0.")
+    ] = None,
+    defer: Annotated[bool, typer.Option(help="Build TensorRT engines on first use on the target.")] = False,
+    calibration: Annotated[str, typer.Option(help="Of int8 and fp8: minmax, percentile or entropy.")] = "percentile",
+    threshold: Annotated[
+        list[str] | None, typer.Option(help="Change a limit of parity, such as int8.cosine=0.985.")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="ONNX opset.")] = 18,
+    split: Annotated[
+        str | None, typer.Option(help="Data set of the configuration for ranking parity; 'none' to skip.")
+    ] = "test",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Compile encoders into a bundle of engines, and prove that they embed and rank as the model does.
+
+    An engine that fails parity is not written as usable: the figure is named, the evidence kept, the exit code 1.
+    """
+    from eao.api import load
+    from eao.export.build import Options
+    from eao.export.run import export_bundle
+
+    profiles = {
+        "batch": batch,
+        "text_tokens": text_tokens,
+        "video_tokens": video_tokens,
+        "spectrogram_frames": spectrogram_frames,
+    }
+    report = export_bundle(
+        load(model, device="cpu", overrides=overrides or []),
+        output,
+        engines=split_names(engine) or ["onnx"],
+        precisions=split_names(precision) or ["fp32"],
+        encoders=split_names(encoder),
+        options=Options(
+            opset=opset,
+            calibration=calibration,
+            profiles={axis: sizes for axis, sizes in profiles.items() if sizes is not None},
+            defer=defer,
+            **({"targets": tuple(split_names(target))} if target else {}),
+        ),
+        split=split,
+        thresholds=threshold or (),
+        dry_run=dry_run,
+        quiet=as_json,
+    )
+    if as_json:
+        print_json(report)
+    if report.get("failed"):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    target: Annotated[
+        str, typer.Argument(help="A bundle made by `eao export`, or attention, forward, gradcache, loader, loss.")
+    ],
+    overrides: Overrides = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="The checkpoint, for PyTorch beside the engines.")
+    ] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; default 1 and 8.")] = None,
+    seconds: Annotated[float, typer.Option(help="Time per measurement.")] = 2.0,
+    output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report as JSON here.")] = None,
+    docs: Annotated[Path | None, typer.Option(help="Refresh performance.md and parity.md in this folder.")] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process.
+
+    Instead of a bundle, the name of a benchmark that needs none: `forward` (the packed model), `attention`, `loss`,
+    `gradcache` (training steps in chunks) or `loader` (raw features and shards).
+    """
+    from eao.bench.run import SUITES, run_benchmark, run_suite
+
+    if target in SUITES and not Path(target).exists():
+        values = run_suite(target, output, docs, quiet=as_json)
+        if as_json:
+            print_json(values)
+        return
+    from eao.api import load
+
+    report = run_benchmark(
+        load(target, overrides=overrides or []),
+        model=load(model, device="cpu") if model is not None else None,
+        encoders=encoder,
+        batches=batch or [1, 8],
+        seconds=seconds,
+        output=output,
+        docs=docs,
+        dry_run=dry_run,
+        quiet=as_json,
+    )
+    if as_json:
+        print_json(report)

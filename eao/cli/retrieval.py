@@ -1,0 +1,168 @@
+"""Commands from videos to search: pack, extract, embed, index, search."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eao.cli.common import Device, DryRun, Json, ModelPath, Overrides, app, split_overrides
+from eao.console import err, print_json, print_report, print_table, progress
+from eao.errors import ConfigError
+
+
+@app.command()
+def pack(
+    url: Annotated[str, typer.Option("--out", "-o", help="Folder or URL (s3://, gs://, ...) of the shards.")],
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="The experiment whose data set is packed.")
+    ] = None,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Which data set: train, validation or test.")] = "train",
+    shard_mb: Annotated[int, typer.Option("--shard-size", min=1, help="Megabytes of a shard.")] = 256,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read.")] = 4,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare existing shards with their checksums.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a data set as WebDataset shards, for faster reading and for object storage. Called again, it goes on."""
+    from eao.data.pack import pack_dataset, verify_shards
+    from eao.evaluation.run import dataset_config
+    from eao.experiments import load_experiment
+
+    if verify:
+        with progress("verifying", enabled=not as_json) as report_progress:
+            report = verify_shards(url, report_progress)
+    elif config is None:
+        raise ConfigError("no experiment is named", "give --config, or --verify to check shards")
+    else:
+        settings = load_experiment(config, overrides or [])
+        with progress("packing", enabled=not as_json) as report_progress:
+            report = pack_dataset(
+                dataset_config(settings, split),
+                settings.data,
+                url,
+                shard_bytes=shard_mb << 20,
+                workers=workers,
+                progress=report_progress,
+            )
+    print_report("verified" if verify else "packed", report, as_json)
+
+
+@app.command()
+def extract(
+    arguments: Annotated[list[str], typer.Argument(metavar="INPUT... [KEY=VALUE]...", help="Video files and folders.")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the features.")],
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="Extract what this model was trained on.")] = None,
+    device: Device = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Video and audio features of every video in a folder. Runs again where it stopped."""
+    from eao.config import load_config, override_config
+    from eao.features.extract import extract_folder
+
+    inputs, overrides = split_overrides(arguments)
+    if model is not None:
+        from eao.api import load_model_config
+
+        settings = override_config(load_model_config(model), overrides)
+    else:
+        settings = load_config(overrides=overrides)
+    with progress("extracting", not as_json) as callback:
+        report = extract_folder(
+            inputs, output, settings.features, progress=callback, dry_run=dry_run, device=device or "cpu"
+        )
+    print_report("extraction", report, as_json)
+
+
+@app.command()
+def embed(
+    model: ModelPath,
+    overrides: Overrides = None,
+    text: Annotated[list[str] | None, typer.Option(help="A sentence; may be given again.")] = None,
+    video: Annotated[list[str] | None, typer.Option(help="A video file, for what is seen.")] = None,
+    audio: Annotated[list[str] | None, typer.Option(help="A video or sound file, for what is heard.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the (rows, E) float32 array to this .npy file.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Unit-norm embeddings of sentences, videos or sounds, or of rows that combine them. JSON unless --out is given."""
+    from eao.api import load
+
+    embedder = load(model, device=device, overrides=overrides or [])
+    rows = embedder.embed(text=text, video=video, audio=audio)
+    if output is None:
+        print_json(rows.tolist())
+        return
+    import numpy as np
+
+    from eao.files import atomic_path
+
+    with atomic_path(output.with_suffix(".npy")) as temporary:
+        np.save(temporary, rows)
+    err.print(f"{output.with_suffix('.npy')}: {rows.shape[0]} x {rows.shape[1]} float32")
+
+
+@app.command()
+def index(
+    arguments: Annotated[list[str], typer.Argument(metavar="INPUT... [KEY=VALUE]...", help="Video files and folders.")],
+    model: ModelPath,
+    output: Annotated[Path, typer.Option("--out", "-o", help="The index; videos are added to one that exists.")] = Path(
+        "index"
+    ),
+    device: Device = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Index a folder of videos, so that `eao search` finds them by what is seen and heard."""
+    from eao.api import load
+    from eao.features.extract import find_videos
+    from eao.retrieval.index import Index
+
+    inputs, overrides = split_overrides(arguments)
+    if dry_run:
+        files = find_videos(inputs)
+        print_report("index", {"would index": len(files)}, as_json)
+        return
+    embedder = load(model, device=device, overrides=overrides)
+    with progress("indexing", not as_json) as callback:
+        report = Index(output, embedder).add(inputs, progress=callback)
+    print_report("index", report, as_json)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
+    overrides: Overrides = None,
+    index_path: Annotated[
+        Path, typer.Option("--index", "-i", help="An index made by `eao index` or `eao demo`.")
+    ] = Path("index"),
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Default: the model the index was made with.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many clips.")] = 10,
+    by: Annotated[str | None, typer.Option(help="Compare with video-audio (default), video or audio.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Find clips like this video instead.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="Find clips that sound like this file instead.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Search an index with a sentence, a video or a sound."""
+
+    from eao.api import load
+    from eao.retrieval.index import Index
+
+    embedder = load(model, device=device, overrides=overrides or []) if model is not None else None
+    opened = Index(index_path, embedder)
+    hits = opened.search(query or None, video=video, audio=audio, k=k, encoder=by)
+    if as_json:
+        print_json([asdict(hit) for hit in hits])
+        return
+    rows = [
+        {"rank": h.rank, "score": f"{h.score:.3f}", "file": h.file, "from": f"{h.start:.1f} s", "to": f"{h.end:.1f} s"}
+        for h in hits
+    ]
+    print_table(query or str(video or audio), rows)
