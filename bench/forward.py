@@ -20,10 +20,11 @@ from eao.bench.hardware import Hardware, describe_hardware
 from eao.bench.latency import foreign_load
 from eao.bench.naive import naive_forward
 from eao.bench.ways import Row, measure_ways, table
-from eao.config import LossConfig, ModelConfig
+from eao.config import LossConfig, ModelConfig, OptimizerConfig
 from eao.model import MODALITIES, PAIRS, Batch, EverythingAtOnce, build_model
 from eao.model.audio import set_memory_format
 from eao.training.loss import CombinatorialLoss
+from eao.training.optimizer import build_optimizer
 
 CLIPS = 16
 WORDS, VIDEO_TOKENS, AUDIO_FRAMES = 20, 48, 3072
@@ -157,7 +158,7 @@ def _evaluation(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any
 
 def _training(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any], work: str) -> Row:
     loss = CombinatorialLoss(LossConfig.model_validate({"weights": WEIGHTS}))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
+    optimizer = build_optimizer(OptimizerConfig(name="Adam", lr=1e-6), model.parameters())
 
     def step(forward: Forward) -> Tensor:
         optimizer.zero_grad(set_to_none=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ def ragged_conv1d(x: Tensor, weight: Tensor, lengths: Tensor, wanted: Tensor, st
     place = ranges(before, lengths)
     start = ranges(before - gap, wanted, stride)
     filters = weight.permute(0, 2, 3, 1).flatten(1)  # (F, K * C)
-    return _Convolution.apply(x, filters, place, start, len(x) + gap * (len(lengths) + 1))
+    clips = _Clips((before - gap).tolist(), wanted.tolist(), stride)
+    return _Convolution.apply(x, filters, place, start, len(x) + gap * (len(lengths) + 1), clips)
 
 
 def ranges(start: Tensor, length: Tensor, step: int = 1) -> Tensor:
@@ -55,13 +56,30 @@ def ranges(start: Tensor, length: Tensor, step: int = 1) -> Tensor:
     return offset.repeat_interleave(length) + step * torch.arange(int(length.sum()), device=start.device)
 
 
+class _Clips(NamedTuple):
+    """Where the windows of each clip lie: row of the buffer where the first begins, how many there are, their step."""
+
+    first: list[int]
+    count: list[int]
+    stride: int
+
+    def within(self, rows: slice) -> Iterator[tuple[slice, int]]:
+        """The clips that have windows among `rows`: which of the rows, and where the first of these begins."""
+        end = 0
+        for first, count in zip(self.first, self.count, strict=True):
+            start, end = end, end + count
+            low, high = max(start, rows.start), min(end, rows.stop)
+            if low < high:
+                yield slice(low - rows.start, high - rows.start), first + self.stride * (low - start)
+
+
 class _Convolution(torch.autograd.Function):
     """Windows are gathered once more for the gradient: kept, they would take K times the memory of the activations."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, filters: Tensor, place: Tensor, start: Tensor, size: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, filters: Tensor, place: Tensor, start: Tensor, size: int, clips: _Clips) -> Tensor:
         ctx.save_for_backward(x, filters, place, start)
-        ctx.size = size
+        ctx.size, ctx.clips = size, clips
         out = x.new_empty(len(start), len(filters))
         for rows, windows in _windows(x, filters, place, start, size):
             torch.mm(windows, filters.T, out=out[rows])
@@ -69,7 +87,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, filters, place, start = ctx.saved_tensors
         width = x.shape[1]
         d_filters = torch.zeros_like(filters) if ctx.needs_input_grad[1] else None
@@ -79,9 +97,12 @@ class _Convolution(torch.autograd.Function):
                 d_filters.addmm_(grad[rows].T, windows)
             if d_buffer is not None:
                 d_windows = torch.mm(grad[rows], filters, out=windows)
-                for tap, part in enumerate(d_windows.split(width, 1)):
-                    d_buffer.index_add_(0, start[rows] + tap, part)
-        return None if d_buffer is None else d_buffer[place], d_filters, None, None, None
+                # Of one clip and tap, windows are evenly spaced: slices, many times faster than an indexed sum.
+                for some, begin in ctx.clips.within(rows):
+                    stop = begin + ctx.clips.stride * (some.stop - some.start)
+                    for tap, part in enumerate(d_windows[some].split(width, 1)):
+                        d_buffer[begin + tap : stop + tap : ctx.clips.stride] += part
+        return None if d_buffer is None else d_buffer[place], d_filters, None, None, None, None
 
 
 def _windows(x: Tensor, filters: Tensor, place: Tensor, start: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
@@ -91,5 +112,5 @@ def _windows(x: Tensor, filters: Tensor, place: Tensor, start: Tensor, size: int
     every = buffer.as_strided((size - taken // x.shape[1] + 1, taken), (x.shape[1], 1))
     step = max(256, _BLOCK // taken)
     for first in range(0, len(start), step):
-        rows = slice(first, first + step)
+        rows = slice(first, min(first + step, len(start)))
         yield rows, every.index_select(0, start[rows])

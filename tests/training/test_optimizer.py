@@ -26,6 +26,29 @@ def test_an_argument_the_optimizer_does_not_take_is_an_error():
         build_optimizer(OptimizerConfig(name="Adam", args={"momentum": 0.9}), [nn.Parameter(torch.ones(1))])
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "device", "fused"),
+    [
+        ("Adam", {}, "cpu", True),
+        ("Adam", {"fused": False}, "cpu", False),
+        ("Adam", {"foreach": True}, "cpu", None),
+        ("Adam", {}, "meta", None),
+        ("SGD", {"momentum": 0.9}, "cpu", True),
+        ("Adagrad", {}, "cpu", True),
+    ],
+)
+def test_the_fused_form_is_taken_where_there_is_one(name, args, device, fused):
+    parameter = nn.Parameter(torch.ones(2, device=device))
+    optimizer = build_optimizer(OptimizerConfig(name=name, args=args), [parameter])
+    assert optimizer.param_groups[0]["fused"] is fused
+
+
+def test_optimizers_without_a_fused_form_are_built_too():
+    assert isinstance(
+        build_optimizer(OptimizerConfig(name="RMSprop"), [nn.Parameter(torch.ones(1))]), torch.optim.RMSprop
+    )
+
+
 def test_the_learning_rate_is_that_of_every_group():
     groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (1.0, 2.0)]
     optimizer = torch.optim.SGD(groups, lr=1.0)
