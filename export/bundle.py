@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eao.config import Config
 from eao.errors import ExportError, ParityError
-from eao.export.build import EncoderBuild, Options, Request
+from eao.export.build import GRAPH_OF, EncoderBuild, Options, Request
 from eao.export.encoders import Axis, InputSpec, Model, axes, exportable_encoders, input_specs
 from eao.export.engines import open_engine, unusable
 from eao.export.manifest import (
@@ -26,17 +26,16 @@ from eao.export.manifest import (
     versions,
 )
 from eao.export.onnx import OUTPUT
-from eao.export.parity import ParityReport, measure_parity
+from eao.export.parity import ParityReport, bisect_encoder, measure_parity
+from eao.export.parity_report import PARITY_JSON, PARITY_MARKDOWN, BundleParity
 from eao.export.reference import Reference
 from eao.export.runtime import batch_feeds
 from eao.export.text_files import copy_text_files, link_or_copy
 from eao.export.thresholds import THRESHOLDS, Thresholds
-from eao.files import atomic_path, write_text
+from eao.files import atomic_path
 from eao.model import Batch, encoder_modalities
 from eao.model.weights import hash_weights
 
-PARITY_JSON = "parity.json"
-PARITY_MARKDOWN = "parity.md"
 CALIBRATION_CLIPS = 256
 """Clips that the ranges of int8 and fp8 are chosen from, at most."""
 FP32 = (Request("onnxruntime", "fp32"),)
@@ -51,13 +50,13 @@ class WrittenBundle:
     Attributes:
         path: the bundle.
         manifest: its manifest.
-        parity: a report for each engine and precision, those that failed included.
+        parity: of each engine and precision, those that failed included.
         failed: the folder with what did not pass, if anything did not.
     """
 
     path: Path
     manifest: Manifest
-    parity: tuple[ParityReport, ...]
+    parity: BundleParity
     failed: Path | None
 
 
@@ -70,7 +69,8 @@ def write_bundle(
     options: Options | None = None,
     batches: Iterable[Batch] = (),
     calibration: Iterable[Batch] = (),
-    thresholds: Mapping[str, Thresholds] = THRESHOLDS,
+    thresholds: dict[str, Thresholds] = THRESHOLDS,
+    bisect: bool = False,
     progress: Progress | None = None,
 ) -> WrittenBundle:
     """Compile encoders into a bundle, after proving that each engine agrees with the model.
@@ -89,6 +89,7 @@ def write_bundle(
         batches: real clips for ranking parity.
         calibration: real clips, best others than those, for the ranges of int8 and fp8.
         thresholds: by precision.
+        bisect: find the first layer that leaves tolerance in each graph that fails.
         progress: called with a line before each step.
 
     Raises:
@@ -121,15 +122,20 @@ def write_bundle(
             say(f"{request.engine} {request.precision}: parity")
             report, simulated = _prove(reference, folder, request, builds, made, options, thresholds, say)
             reports.append(report)
+            for encoder in made if bisect and request.precision not in GRAPH_OF else ():
+                if report.failures(encoder):
+                    say(f"{request.engine} {request.precision}: where {encoder} diverges")
+                    graphs = builds[encoder].graph("fp32"), builds[encoder].graph(request.precision)
+                    bisect_encoder(reference, report, encoder, *graphs, threads=options.threads)
             for encoder, entry in made.items():
                 engines[entry.key] = entry.model_copy(update={"parity": _summary(report, encoder, simulated)})
-        write_text(folder / PARITY_JSON, _json(reports))
-        write_text(folder / PARITY_MARKDOWN, _markdown(reports))
+        parity = BundleParity(reports=reports, clips=sum(map(len, reference.batches)), versions=versions())
+        parity.save(folder)
         passed = {key: entry for key, entry in engines.items() if entry.parity is not None and entry.parity.passed}
         failing = [entry for key, entry in engines.items() if key not in passed]
         failed = _keep_evidence(folder, out, failing) if failing else None
         if any(all(entry.encoder != encoder for entry in passed.values()) for encoder in chosen):
-            lines = [f"{report.engine} {report.precision}, {line}" for report in reports for line in report.failures()]
+            lines = parity.failures()
             more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
             raise ParityError(
                 f"the engines fail parity: {lines[0]}{more}",
@@ -138,7 +144,7 @@ def write_bundle(
         manifest = _manifest(model, config, name, folder, chosen, passed)
         _remove_others(folder, manifest)
         manifest.save(folder)
-    return WrittenBundle(out, manifest, tuple(reports), failed)
+    return WrittenBundle(out, manifest, parity, failed)
 
 
 def choose_encoders(model: Model, encoders: str | Sequence[str]) -> tuple[str, ...]:
@@ -210,7 +216,7 @@ def _prove(
     builds: Mapping[str, EncoderBuild],
     made: Mapping[str, EngineEntry],
     options: Options,
-    thresholds: Mapping[str, Thresholds],
+    thresholds: dict[str, Thresholds],
     say: Progress,
 ) -> tuple[ParityReport, bool]:
     """The parity of one engine at one precision, and whether it had to be measured on the graph in its place."""

@@ -12,9 +12,10 @@ from eao.embedder import Embedder, TorchBackend
 from eao.errors import ExportError
 from eao.evaluation.run import dataset_loader
 from eao.export.build import CALIBRATED, Options, Request, choose_requests
-from eao.export.bundle import PARITY_MARKDOWN, WrittenBundle, choose_encoders, write_bundle
+from eao.export.bundle import WrittenBundle, choose_encoders, write_bundle
 from eao.export.manifest import MANIFEST_FILE, Manifest, engine_key, load_manifest
 from eao.export.parity import ParityReport
+from eao.export.parity_report import PARITY_MARKDOWN
 from eao.export.thresholds import parse_thresholds
 from eao.files import sha256
 from eao.model import Batch
@@ -30,6 +31,7 @@ def export_bundle(
     split: str | None = "test",
     calibration_split: str = "train",
     thresholds: Sequence[str] = (),
+    bisect: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
     reuse: bool = False,
@@ -46,6 +48,7 @@ def export_bundle(
         split: the data set of the configuration for ranking parity; None or "none" leaves that part out.
         calibration_split: the data set that the ranges of int8 and fp8 are chosen from; `split` if it is not there.
         thresholds: changes of the form "int8.cosine=0.985".
+        bisect: name the first layer of a failing graph that leaves tolerance.
         dry_run: say what would be exported.
         reuse: take a bundle at `target` that was made of the same weights and holds all the engines.
 
@@ -80,6 +83,7 @@ def export_bundle(
             batches=_ranking_batches(embedder, split, quiet),
             calibration=_calibration_batches(embedder, calibration_split, split, quiet) if calibrated else (),
             thresholds=table,
+            bisect=bisect,
             progress=shown.update if shown is not None else None,
         )
     if not quiet:
@@ -94,9 +98,10 @@ def print_parity(written: WrittenBundle) -> None:
     )
     count = len(written.manifest.engines)
     err.print(f"{written.path}: {count} engines; all figures are in {written.path / PARITY_MARKDOWN}", soft_wrap=True)
-    for report in written.parity:
-        for line in report.failures():
-            err.print(f"[x] {report.engine} {report.precision}, {line}", style="red", markup=False, soft_wrap=True)
+    for line in written.parity.failures():
+        err.print(f"[x] {line}", style="red", markup=False, soft_wrap=True)
+    for report, encoder, divergence in written.parity.divergences():
+        err.print(f"    {report.name} {encoder}: {divergence.describe()}", markup=False, soft_wrap=True)
     if written.failed is not None:
         err.print(f"what failed is in {written.failed}, and not in the bundle", soft_wrap=True)
 
