@@ -2,7 +2,7 @@
 
 Convolutions and matrix products compute in the narrow type, with their weights stored in it, and so does what lies
 between them element by element. Normalisations, softmax, sums and means stay in float32, and with them everything
-that reads a float32 value. Inputs and output are float32 at every precision, so that engines are called alike.
+that reads a float32 value, and the convolution that reads decibels. Inputs and output are float32 at every precision, so that engines are called alike.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from eao.errors import ExportError
-from eao.export.graph import MOVES, Rewrite, element_types, initializers, to_array
+from eao.export.graph import MOVES, Rewrite, element_types, initializers, producers, reads_input, to_array
 
-FLOAT = TensorProto.FLOAT
+FLOAT, FLOAT8 = TensorProto.FLOAT, TensorProto.FLOAT8E4M3FN
 HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _NUMPY = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
 _OPSETS = {"fp16": 0, "bf16": 22}
 """Conv takes bfloat16 from opset 22 on; of what the encoders use, nothing else changed between 18 and 22."""
 
 COMPUTE = frozenset(("Conv", "Gemm", "MatMul"))
-"""Always narrow."""
+"""Narrow, but for the first convolution."""
 _SELECTS = MOVES | {"Max", "ReduceMax", "Relu", "Where"}
 """Give values they were given, so that they round nothing."""
 FOLLOWS = _SELECTS | {"Add", "Div", "Erf", "LeakyRelu", "Mul", "Neg", "Sigmoid", "Sub"}
@@ -59,6 +59,7 @@ class _Narrowing:
         self.narrow_type = HALF_TYPES[dtype]
         self.types = element_types(model)
         self.stored = initializers(model)
+        self.makers = producers(model)
         self.rewrite = Rewrite(model)
         self.narrow: set[str] = set()
         self.wide = {value.name for value in model.graph.input if self._is_float(value.name)}
@@ -83,7 +84,7 @@ class _Narrowing:
         if not any(self._is_float(name) for name in node.output) or not self.outputs.isdisjoint(node.output):
             return False
         if node.op_type in COMPUTE:
-            return True
+            return node.op_type != "Conv" or not reads_input(node, self.model, self.makers)
         reads_narrow = any(name in self.narrow for name in node.input)
         return node.op_type in FOLLOWS and reads_narrow and not any(name in self.wide for name in node.input)
 
@@ -115,33 +116,40 @@ class _Narrowing:
         return narrowed
 
 
-def simulate(half: onnx.ModelProto) -> onnx.ModelProto:
-    """A float32 graph that rounds where a graph of `to_half` does, for runtimes without the kernels.
+def simulate(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float32 graph that rounds where a graph of `to_half` or `eao.export.quantize.to_fp8` does.
 
-    Every node computes in float32 and its result is rounded to the narrow type, as tensor cores do, which multiply
-    narrow numbers and add in float32. onnxruntime's CPU provider, for example, has no bfloat16 MatMul.
+    Runtimes without the kernels can run it: onnxruntime's CPU provider, for example, has no bfloat16 MatMul, and takes
+    the ReLU before a float8 number for needless. Every node computes in float32 and its result is rounded, as tensor
+    cores do, which multiply narrow numbers and add in float32.
 
     Example:
         rounded = simulate(to_half(onnx.load("text.onnx"), "bf16"))
     """
-    types = element_types(half)
-    rewrite = Rewrite(half)
-    for name, tensor in initializers(half).items():
+    types, stored = element_types(model), initializers(model)
+    rewrite = Rewrite(model)
+    for name, tensor in stored.items():
         if tensor.data_type in _NUMPY:
             del rewrite.stored[name]
             rewrite.store(name, to_array(tensor).astype(np.float32))
-    for node in half.graph.node:
-        narrow = [name for name in node.output if types.get(name) in _NUMPY]
-        if not narrow or node.op_type in _SELECTS:
+    for node in model.graph.node:
+        name = node.output[0]
+        if types.get(name) == FLOAT8 and node.op_type == "QuantizeLinear":
+            scaled = rewrite.add("Div", node.input[:2], f"{name}.scaled")
+            _round(rewrite, scaled, name, FLOAT8)
+        elif node.op_type == "DequantizeLinear" and types.get(node.input[0]) == FLOAT8:
+            if node.input[0] in stored:
+                values = to_array(stored[node.input[0]]).astype(np.float32) * to_array(stored[node.input[1]])
+                rewrite.store(name, values)
+            else:
+                rewrite.add("Mul", node.input[:2], name)
+        elif types.get(name) not in _NUMPY or node.op_type in _SELECTS:
             rewrite.copy(node)
-            continue
-        (name,) = narrow
-        if node.op_type == "Cast":
-            rounded = node.input[0]
+        elif node.op_type == "Cast":
+            _round(rewrite, node.input[0], name, types[name])
         else:
-            rounded = f"{name}.exact"
-            rewrite.copy(node, outputs=[rounded])
-        _round(rewrite, rounded, name, types[name])
+            rewrite.copy(node, outputs=[f"{name}.exact"])
+            _round(rewrite, f"{name}.exact", name, types[name])
     return rewrite.finish()
 
 
