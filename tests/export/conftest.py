@@ -12,6 +12,7 @@ import torch
 from eao.config import Config, ModelConfig
 from eao.export.bundle import WrittenBundle, write_bundle
 from eao.export.encoders import Model
+from eao.export.onnx import export_onnx
 from eao.model import Batch, build_model
 
 BASE: dict[str, Any] = {
@@ -46,6 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "token_projection": "minimal",
         "output_projection": "minimal",
     },
+    "deep": {"fusion": {"embed_dim": 16, "num_heads": 2, "depth": 2}},
     "davenet-v2": {"audio": {"version": "v2", "channels": (4,) * 7, "blocks": (1,) * 6}},
     "avlnet": {"architecture": "avlnet"},
 }
@@ -76,6 +78,18 @@ def make_model() -> Callable[[str], Model]:
 @pytest.fixture(scope="session")
 def make_config() -> Callable[[str], Config]:
     return small_config
+
+
+@pytest.fixture(scope="session")
+def make_graph(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """(variant, encoder) -> its fp32 graph, exported once. Tests that change files copy it first."""
+    folder: Path = tmp_path_factory.mktemp("graphs")
+
+    def graph(variant: str, encoder: str) -> Path:
+        path = folder / f"{variant}.{encoder}.onnx"
+        return path if path.exists() else export_onnx(small_model(variant), encoder, path, threads=1).path
+
+    return graph
 
 
 @pytest.fixture(scope="session")
