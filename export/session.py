@@ -69,6 +69,8 @@ def open_session(
     settings: dict[str, dict[str, Any]] = {CUDA: {"device_id": number}}
     if kind == "tensorrt":
         settings[TENSORRT] = {"device_id": number, **tensorrt_options(profile, specs, engine_cache)}
+        # onnxruntime makes the last folder of a path only.
+        Path(settings[TENSORRT]["trt_engine_cache_path"]).mkdir(parents=True, exist_ok=True)
     providers = [(name, settings.get(name, {})) for name in wanted]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)

@@ -39,24 +39,22 @@ def compile_engine(api: TensorRT, job: Job) -> BuildFacts:
     try:
         builder: tensorrt.Builder = trt.Builder(logger)
     except Exception as error:  # the binding raises TypeError when the library returns nothing
-        raise ExportError(f"{api.flavour} cannot start: {_last(errors, str(error))}", "see the log above it") from None
+        raise ExportError(f"{api.flavour} {api.version} cannot start: {_last(errors, str(error))}") from None
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)  # since TensorRT 11 always on, and ignored
     network: tensorrt.INetworkDefinition = builder.create_network(flags)
     parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger)
     parse_graph(parser, job.graph, errors)  # the parser owns the weights and must outlive the build
     config: tensorrt.IBuilderConfig = builder.create_builder_config()
     configure(api, config, job.request)
-    add_profiles(builder, network, config, job.request.profiles)
-    cached = attach_timing_cache(config, job.timing_cache)
+    add_profiles(builder, network, config, job)
+    cached = attach_timing_cache(api, config, job.timing_cache)
     plan: tensorrt.IHostMemory = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ExportError(
-            f"{api.flavour} {api.version} cannot build {job.graph}: {_last(errors, 'it gave no reason')}",
-            "smaller profile maxima or a limit on the workspace help where memory ran out",
-        )
+        reason = _last(errors, "it gave no reason")
+        raise ExportError(f"{api.flavour} {api.version} cannot build {job.graph}: {reason}")
     with atomic_path(job.out) as temporary:
         temporary.write_bytes(plan)
-    if job.timing_cache is not None:
+    if job.timing_cache is not None and cached != "none":
         save_timing_cache(config, job.timing_cache)
     return BuildFacts(
         version=api.version,
@@ -96,17 +94,18 @@ def parse_graph(parser: tensorrt.OnnxParser, graph: Path, errors: list[str]) -> 
     """
     if parser.parse_from_file(str(graph)):
         return
-    reasons = []
+    reasons, nodes = [], 0
     for i in range(parser.num_errors):
         error: tensorrt.ParserError = parser.get_error(i)
+        code: tensorrt.ErrorCode = error.code()
         name, operator = error.node_name(), error.node_operator()
+        nodes += bool(operator)
         where = f"node {name!r} ({operator}): " if operator else ""
-        reasons.append(f"{where}{' '.join(error.desc().split())}")
+        reasons.append(f"{where}{code.name.lower()}: {' '.join(error.desc().split())[:300]}")
     more = f" (and {len(reasons) - _SHOWN_ERRORS} more)" if len(reasons) > _SHOWN_ERRORS else ""
     found = "; ".join(reasons[:_SHOWN_ERRORS]) or _last(errors, "it gave no reason")
-    raise ExportError(
-        f"TensorRT cannot parse {graph}: {found}{more}", "export this encoder for another engine, or at opset 18"
-    )
+    hint = "export this encoder for another engine, or at opset 18" if nodes else "export the encoder again"
+    raise ExportError(f"TensorRT cannot parse {graph}: {found}{more}", hint)
 
 
 def configure(api: TensorRT, config: tensorrt.IBuilderConfig, request: BuildRequest) -> None:
@@ -131,39 +130,43 @@ def add_profiles(
     builder: tensorrt.Builder,
     network: tensorrt.INetworkDefinition,
     config: tensorrt.IBuilderConfig,
-    profiles: tuple[Profile, ...],
+    job: Job,
 ) -> None:
     """Give each profile's sizes to the inputs, by the names that the graph gives their axes.
 
     Raises:
         ExportError: an axis of the graph without sizes, or a profile that TensorRT refuses.
     """
-    for sizes in profiles:
+    for sizes in job.request.profiles:
         profile: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
         for i in range(network.num_inputs):
             tensor: tensorrt.ITensor = network.get_input(i)
             if all(size >= 0 for size in tensor.shape):
                 continue
-            ranges = [_sizes(tensor, axis, sizes) for axis in range(len(tensor.shape))]
+            ranges = [_sizes(tensor, axis, sizes, job.graph) for axis in range(len(tensor.shape))]
             shapes = [tuple(each[bound] for each in ranges) for bound in range(3)]
             profile.set_shape(tensor.name, *shapes)
         if config.add_optimization_profile(profile) < 0:
-            raise ExportError(f"TensorRT refuses the profile {', '.join(f'{n} {s}' for n, s in sizes.items())}")
+            text = ", ".join(f"{name} {each}" for name, each in sizes.items())
+            raise ExportError(f"TensorRT refuses the profile {text} for {job.graph}")
 
 
-def _sizes(tensor: tensorrt.ITensor, axis: int, profile: Profile) -> tuple[int, int, int]:
+def _sizes(tensor: tensorrt.ITensor, axis: int, profile: Profile, graph: Path) -> tuple[int, int, int]:
     size = tensor.shape[axis]
     if size >= 0:
         return size, size, size
     name = tensor.get_dimension_name(axis)
     if name not in profile:
-        raise ExportError(f"no profile has sizes for the axis {name!r} of {tensor.name}", "export the graph again")
+        raise ExportError(
+            f"the profile has no sizes for the axis {name!r} of {tensor.name} in {graph}",
+            f"it has {', '.join(profile)}; make it with the inputs of this encoder",
+        )
     return profile[name]
 
 
-def attach_timing_cache(config: tensorrt.IBuilderConfig, path: Path | None) -> str:
+def attach_timing_cache(api: TensorRT, config: tensorrt.IBuilderConfig, path: Path | None) -> str:
     """Reuse measured kernel times. A file of another GPU or version is left aside. Gives the state for `BuildFacts`."""
-    if path is None:
+    if path is None or api.is_rtx:  # TensorRT-RTX has the calls, but measures nothing while it builds
         return "none"
     content = path.read_bytes() if path.is_file() else b""
     cache: tensorrt.ITimingCache = config.create_timing_cache(content)

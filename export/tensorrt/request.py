@@ -25,7 +25,7 @@ class BuildRequest(Record):
         profiles: from `make_profiles`.
         targets: compute capabilities that TensorRT-RTX builds for, all in one engine; by default `TARGETS`. Empty for
             TensorRT, which builds for the GPU it runs on.
-        version_compatible: let later versions of the same package load the engine.
+        version_compatible: TensorRT only: let later versions load the engine, which then carries a runtime.
         hardware_compatible: TensorRT only: one engine for every GPU from Ampere on, at some cost in speed.
         workspace: bytes of device memory that a layer may use for scratch; by default as much as there is.
 
@@ -59,10 +59,11 @@ class BuildRequest(Record):
                     "leave the targets out, or take --engine trt-rtx",
                 )
             return
-        if self.hardware_compatible:
+        if self.hardware_compatible or self.version_compatible:
+            setting = "hardware" if self.hardware_compatible else "version"
             raise ExportError(
-                "an engine of TensorRT-RTX runs on the targets it was built for; hardware compatibility is TensorRT's",
-                "name the targets instead",
+                f"TensorRT-RTX has no {setting}-compatible engines: they run on the targets they name",
+                "name the targets, or take --engine trt",
             )
         for target in self.targets:
             if target not in COMPUTE_CAPABILITIES:
