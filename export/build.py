@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import onnx
 from numpy.typing import NDArray
 
+from eao.config import Config
 from eao.errors import ExportError
-from eao.export.encoders import Model
-from eao.export.engines import OFFERED, PRECISIONS, Session, engine_name
+from eao.export.calibration import Method, collect
+from eao.export.encoders import Model, input_specs
+from eao.export.engines import OFFERED, PRECISIONS, OnnxSession, Session, engine_name
 from eao.export.manifest import EngineEntry, FileEntry
-from eao.export.onnx import OPSET, ExportedGraph, export_onnx
+from eao.export.onnx import EMBED_LIMIT, OPSET, ExportedGraph, export_onnx
+from eao.export.precision import HALF_TYPES, simulate, to_half
+from eao.export.quantize import calibrated_tensors, quantizable_nodes, to_fp8, to_int8
+from eao.export.sensitivity import find_sensitive, relax, run_graph
+from eao.export.weights import WeightFile, external_files
+from eao.files import atomic_path
 
 Feeds = Sequence[Mapping[str, NDArray]]
 
 CALIBRATED = ("int8", "int8-nncf", "fp8")
 """The precisions whose ranges are chosen from real clips."""
+SIMULATED = ("bf16", "fp8")
+"""The precisions that onnxruntime has no CPU kernels for: their rounding is simulated."""
+JUDGES = 64
+"""Calibration clips that tell whether a quantised graph is good enough."""
 GRAPH_OF = {"int8-weights": "fp32", "int8-nncf": "fp32"}
 """The precisions that a runtime makes on its own, and the graph it makes them from."""
 
@@ -39,15 +52,21 @@ class Options:
         opset: of the ONNX graphs.
         threads: of trial runs.
         calibration: how the ranges of int8 and fp8 are chosen: "minmax", "percentile" or "entropy".
-        targets: compute capabilities that TensorRT engines are built for.
+        cosine: least cosine of a calibration clip's embedding by the int8 or fp8 graph; the nodes that add most to the
+            error stay in higher precision until it holds.
+        share_weights: keep equal weights of all encoders once, in a file beside the graphs; by default where the graphs
+            are large.
+        targets: compute capabilities that TensorRT-RTX engines are built for; by default all that it offers.
         profiles: by axis, "minimum:optimum:maximum" of TensorRT engines; axes left out get those of the experiment.
-        defer: store what classic TensorRT needs, and build the engine on first use on the target.
+        defer: store what TensorRT needs, and build the engine on first use on the target.
     """
 
     opset: int = OPSET
     threads: int | None = None
-    calibration: str = "percentile"
-    targets: tuple[str, ...] = ("8.0", "8.6", "8.9", "12.0")
+    calibration: Method = "percentile"
+    cosine: float = 0.995
+    share_weights: bool | None = None
+    targets: tuple[str, ...] = ()
     profiles: Mapping[str, str] | None = None
     defer: bool = False
 
@@ -89,6 +108,7 @@ class EncoderBuild:
 
     Args:
         model: in any mode.
+        config: the experiment, for the sizes that TensorRT is tuned for.
         encoder: a name.
         folder: of the bundle.
         options: for all engines.
@@ -96,9 +116,16 @@ class EncoderBuild:
     """
 
     def __init__(
-        self, model: Model, encoder: str, folder: Path, options: Options, samples: Callable[[str], Feeds]
+        self,
+        model: Model,
+        config: Config,
+        encoder: str,
+        folder: Path,
+        options: Options,
+        samples: Callable[[str], Feeds],
     ) -> None:
         self.model = model
+        self.config = config
         self.encoder = encoder
         self.folder = folder
         self.options = options
@@ -150,7 +177,7 @@ class EncoderBuild:
         elif request.precision in GRAPH_OF:
             files = self._openvino(request.precision, graph)
         else:
-            files = _with_weights(graph)
+            files = with_weights(graph)
         return EngineEntry(
             encoder=self.encoder,
             engine=request.engine,  # type: ignore[arg-type]
@@ -163,10 +190,49 @@ class EncoderBuild:
 
     def simulation(self, request: Request) -> Session:
         """The engine's graph in onnxruntime on the CPU, for parity where the engine itself cannot run."""
-        raise NotImplementedError
+        graph = self.graph(request.precision)
+        if request.precision not in SIMULATED:
+            return OnnxSession(graph, self.options.threads)
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            with WeightFile(Path(folder) / "weights.bin") as weights:
+                path = weights.save(simulate(onnx.load(graph)), graph.name)
+            return OnnxSession(path, self.options.threads)
 
     def _convert(self, precision: str) -> Path:
-        raise NotImplementedError
+        model = onnx.load(self.exported.path)
+        converted = to_half(model, precision) if precision in HALF_TYPES else self._quantize(model, precision)
+        path = self.folder / f"{self.encoder}.{precision}.onnx"
+        if converted.ByteSize() > EMBED_LIMIT:
+            with WeightFile(path.with_name(f"{path.name}.data")) as weights:
+                return weights.save(converted, path.name)
+        with atomic_path(path) as temporary:
+            onnx.save(converted, temporary)
+        return path
+
+    def _quantize(self, model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+        samples, threads = self.samples, self.options.threads
+        tensors = calibrated_tensors(model)
+        ranges = collect(self.exported.path, samples, tensors, self.options.calibration, threads)
+        convert = to_int8 if precision == "int8" else to_fp8
+        judges = samples[:JUDGES]
+        session = OnnxSession(self.exported.path, threads)
+        expected = [session.run(sample) for sample in judges]
+
+        def quantize(keep: Collection[str]) -> onnx.ModelProto:
+            return convert(model, ranges, keep)
+
+        def run(quantized: onnx.ModelProto) -> list[NDArray]:
+            return run_graph(simulate(quantized) if precision in SIMULATED else quantized, judges, threads)
+
+        def passes(quantized: onnx.ModelProto) -> bool:
+            found = run(quantized)
+            return min(float((a * b).sum(1).min()) for a, b in zip(found, expected, strict=True)) >= self.options.cosine
+
+        relaxed = relax(
+            quantize, passes, lambda: find_sensitive(quantize, quantizable_nodes(model), judges, expected, threads)
+        )
+        self.left[precision] = relaxed.kept
+        return relaxed.model
 
     def _openvino(self, precision: str, graph: Path) -> tuple[Path, ...]:
         from eao.export.openvino import quantize_post_training, quantize_weights
@@ -177,10 +243,28 @@ class EncoderBuild:
         return quantize_post_training(graph, out, self.samples)
 
     def _tensorrt(self, request: Request, graph: Path) -> tuple[tuple[Path, ...], dict[str, object]]:
-        raise NotImplementedError
+        from eao.export.tensorrt.builder import build
+        from eao.export.tensorrt.deferred import defer_build
+        from eao.export.tensorrt.profiles import make_profiles
+        from eao.export.tensorrt.request import BuildRequest
+
+        profiles = make_profiles(input_specs(self.model, self.encoder), self.config, self.options.profiles)
+        targets = self.options.targets if request.engine == "tensorrt-rtx" else ()
+        wanted = BuildRequest(flavour=request.engine, profiles=profiles, targets=targets)  # type: ignore[arg-type]
+        facts: dict[str, object] = {
+            "targets": wanted.targets,
+            "profiles": [
+                {axis: {"minimum": r.min, "optimum": r.opt, "maximum": r.max} for axis, r in profile.items()}
+                for profile in profiles
+            ],
+        }
+        if self.options.defer:
+            _, *external = files = with_weights(graph)
+            return (defer_build(graph, wanted, external), *files), {**facts, "deferred": True}
+        out = self.folder / f"{self.encoder}.{request.engine}.{request.precision}.engine"
+        return (build(graph, out, wanted).path,), facts
 
 
-def _with_weights(graph: Path) -> tuple[Path, ...]:
-    """A graph and the file with its weights, if they are apart from it."""
-    data = graph.with_name(f"{graph.name}.data")
-    return (graph, data) if data.exists() else (graph,)
+def with_weights(graph: Path) -> tuple[Path, ...]:
+    """A graph and the files with its weights, if they are apart from it."""
+    return (graph, *(graph.with_name(name) for name in external_files(graph)))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eao.config import Config
 from eao.errors import ExportError, ParityError
-from eao.export.build import GRAPH_OF, EncoderBuild, Options, Request
+from eao.export.build import GRAPH_OF, EncoderBuild, Options, Request, with_weights
 from eao.export.encoders import Axis, InputSpec, Model, axes, exportable_encoders, input_specs
 from eao.export.engines import open_engine, unusable
 from eao.export.manifest import (
@@ -32,12 +32,15 @@ from eao.export.reference import Reference
 from eao.export.runtime import batch_feeds
 from eao.export.text_files import copy_text_files, link_or_copy
 from eao.export.thresholds import THRESHOLDS, Thresholds
+from eao.export.weights import share
 from eao.files import atomic_path
 from eao.model import Batch, encoder_modalities
 from eao.model.weights import hash_weights
 
 CALIBRATION_CLIPS = 256
 """Clips that the ranges of int8 and fp8 are chosen from, at most."""
+SHARED_FROM = 200_000_000
+"""Bytes of graphs from which on encoders share their weights by default."""
 FP32 = (Request("onnxruntime", "fp32"),)
 
 Progress = Callable[[str], None]
@@ -111,10 +114,13 @@ def write_bundle(
     samples = _Samples(model, calibration)
     with atomic_path(out) as folder:
         folder.mkdir()
-        builds = {encoder: EncoderBuild(model, encoder, folder, options, samples.feeds) for encoder in chosen}
+        builds = {encoder: EncoderBuild(model, config, encoder, folder, options, samples.feeds) for encoder in chosen}
         engines: dict[str, EngineEntry] = {}
         reports = []
         for request in requests:
+            graph = GRAPH_OF.get(request.precision, request.precision)
+            say(f"{graph} graphs")
+            _share_weights(folder, [build.graph(graph) for build in builds.values()], graph, options)
             made = {}
             for encoder, build in builds.items():
                 say(f"{request.engine} {request.precision}: compiling {encoder}")
@@ -209,6 +215,17 @@ class _Samples:
         return [batch_feeds(batch[i : i + 1], specs, encoder) for batch in usable for i in range(len(batch))]
 
 
+def _share_weights(folder: Path, graphs: Sequence[Path], precision: str, options: Options) -> None:
+    """Bring the weights of an encoder's graphs into one file, which is done once for each precision."""
+    files = {file for graph in graphs for file in with_weights(graph)}
+    shared = folder / f"weights.{precision}.bin"
+    wanted = options.share_weights
+    if wanted is None:
+        wanted = len(graphs) > 1 and sum(file.stat().st_size for file in files) > SHARED_FROM
+    if wanted and shared not in files:
+        share(folder, [graph.name for graph in graphs], shared.name)
+
+
 def _prove(
     reference: Reference,
     folder: Path,
@@ -221,11 +238,13 @@ def _prove(
 ) -> tuple[ParityReport, bool]:
     """The parity of one engine at one precision, and whether it had to be measured on the graph in its place."""
     simulated = unusable(request.engine, precision=request.precision) is not None
+    specs = {encoder: input_specs(reference.model, encoder) for encoder in made}
     sessions = {
-        encoder: builds[encoder].simulation(request) if simulated else open_engine(folder, entry, options.threads)
+        encoder: builds[encoder].simulation(request)
+        if simulated
+        else open_engine(folder, entry, specs[encoder], options.threads)
         for encoder, entry in made.items()
     }
-    specs = {encoder: input_specs(reference.model, encoder) for encoder in made}
 
     def encode(batch: Batch, encoder: str) -> NDArray:
         return sessions[encoder].run(batch_feeds(batch, specs[encoder], encoder))

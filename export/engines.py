@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, get_args
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eao.errors import ExportError
+from eao.export.encoders import InputSpec
 from eao.export.manifest import EngineEntry, EngineName, Precision
 
 # B batch, E embedding
@@ -92,12 +93,15 @@ def unusable(engine: str, device: str = "cpu", precision: str = "fp32") -> str |
     return None
 
 
-def open_engine(folder: Path, entry: EngineEntry, threads: int | None = None, device: str = "cpu") -> Session:
+def open_engine(
+    folder: Path, entry: EngineEntry, specs: Sequence[InputSpec], threads: int | None = None, device: str = "cpu"
+) -> Session:
     """Open an engine of a bundle.
 
     Args:
         folder: of the bundle.
         entry: the engine's, whose files were checked.
+        specs: the inputs of its encoder.
         threads: of one run; by default as many as the machine has cores.
         device: "cpu" or "cuda", for onnxruntime.
 
@@ -112,6 +116,10 @@ def open_engine(folder: Path, entry: EngineEntry, threads: int | None = None, de
         from eao.export.openvino import OpenVINOSession
 
         return OpenVINOSession(path, threads)
-    from eao.export.tensorrt import open_tensorrt
+    from eao.export.tensorrt.deferred import build_deferred
+    from eao.export.tensorrt.runner import TensorRTSession
 
-    return open_tensorrt(folder, entry)
+    number = int(device.partition(":")[2] or 0)
+    if entry.deferred:
+        path = build_deferred(path, number).path
+    return TensorRTSession(path, specs, entry.engine, number)

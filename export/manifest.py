@@ -101,7 +101,7 @@ class EngineEntry(Record):
     Attributes:
         files: the one that the runtime opens, then those beside it.
         opset: of the ONNX graph it was made from.
-        profiles: of TensorRT engines, by axis.
+        profiles: of TensorRT engines, each by axis.
         targets: compute capabilities that a TensorRT engine was built for.
         deferred: `files` hold a graph, and the engine is built on first use on the target.
         left: nodes of a quantised graph that stayed in higher precision.
@@ -114,7 +114,7 @@ class EngineEntry(Record):
     precision: Precision
     files: tuple[FileEntry, ...] = pydantic.Field(min_length=1)
     opset: int
-    profiles: dict[str, ProfileEntry] = {}
+    profiles: tuple[dict[str, ProfileEntry], ...] = ()
     targets: tuple[str, ...] = ()
     deferred: bool = False
     left: tuple[str, ...] = ()

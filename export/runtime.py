@@ -110,7 +110,9 @@ class Bundle:
                 if self.verify:
                     for file in entry.files:
                         check_file(self.path, file)
-                self._sessions[encoder] = open_engine(self.path, entry, self.threads, self.device)
+                self._sessions[encoder] = open_engine(
+                    self.path, entry, self.manifest.specs(encoder), self.threads, self.device
+                )
             return self._sessions[encoder]
 
     def entry(self, encoder: str) -> EngineEntry:

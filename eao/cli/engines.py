@@ -29,12 +29,18 @@ def export(
     video_tokens: Annotated[str | None, typer.Option(help="As --batch.")] = None,
     spectrogram_frames: Annotated[str | None, typer.Option(help="As --batch.")] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="Compute capabilities for TensorRT; default 8.0, 8.6, 8.9 and 12.0.")
+        list[str] | None, typer.Option(help="Compute capabilities for trt-rtx; default 8.0, 8.6, 8.9 and 12.0.")
     ] = None,
     defer: Annotated[bool, typer.Option(help="Build TensorRT engines on first use on the target.")] = False,
     calibration: Annotated[str, typer.Option(help="Of int8 and fp8: minmax, percentile or entropy.")] = "percentile",
     threshold: Annotated[
         list[str] | None, typer.Option(help="Change a limit of parity, such as int8.cosine=0.985.")
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option(help="Name the first layer of a failing graph that leaves tolerance.")
+    ] = False,
+    external_data: Annotated[
+        bool | None, typer.Option(help="One file of weights for all encoders; default: where graphs are large.")
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset.")] = 18,
     split: Annotated[
@@ -65,13 +71,15 @@ def export(
         encoders=split_names(encoder),
         options=Options(
             opset=opset,
-            calibration=calibration,
+            calibration=calibration,  # type: ignore[arg-type]
+            share_weights=external_data,
             profiles={axis: sizes for axis, sizes in profiles.items() if sizes is not None},
             defer=defer,
-            **({"targets": tuple(split_names(target))} if target else {}),
+            targets=tuple(split_names(target)),
         ),
         split=split,
         thresholds=threshold or (),
+        bisect=bisect,
         dry_run=dry_run,
         quiet=as_json,
     )
