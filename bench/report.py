@@ -240,7 +240,7 @@ def _measure_memory(bundle: Bundle, encoder: str, plan: Sequence[dict[str, int]]
             bundle.run(encoder, later)
     return Memory(
         encoder=encoder,
-        file_mb=sum(file.size for file in bundle.manifest.encoders[encoder].files) / 1e6,
+        file_mb=sum(file.size for file in bundle.entry(encoder).files) / 1e6,
         load_seconds=loaded - start,
         first_run_ms=(first - loaded) * 1e3,
         memory_mb=memory.growth / 1e6,

@@ -2,7 +2,8 @@
 
 Convolutions and matrix products compute in the narrow type, with their weights stored in it, and so does what lies
 between them element by element. Normalisations, softmax, sums and means stay in float32, and with them everything
-that reads a float32 value, and the convolution that reads decibels. Inputs and output are float32 at every precision, so that engines are called alike.
+that reads a float32 value, and the convolution that reads decibels. Inputs and output are float32 at every precision,
+so that engines are called alike.
 """
 
 from __future__ import annotations

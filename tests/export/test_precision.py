@@ -151,5 +151,3 @@ def test_a_weight_beyond_float16_names_itself_and_bf16_takes_it() -> None:
     with pytest.raises(ExportError, match=r"w holds 7e\+04, beyond the range of fp16\n.*bf16"):
         to_half(model, "fp16")
     assert to_half(model, "bf16").opset_import[0].version == 22  # the first in which Conv takes bfloat16
-
-

@@ -55,7 +55,7 @@ def test_threads_share_one_session(written: WrittenBundle, clips: list[Batch]) -
 
 def test_one_changed_byte_is_refused(written: WrittenBundle, clips: list[Batch], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(written.path, tmp_path / "b"))
-    path = folder / "text.onnx"
+    path = folder / "text.fp32.onnx"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
