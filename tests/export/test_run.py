@@ -22,9 +22,10 @@ def run(experiment, tmp_path):
 def test_a_run_becomes_a_proven_bundle_that_is_used_again_and_measured(run, tmp_path):
     bundle = tmp_path / "bundle"
     report = export_bundle(load(run), bundle, encoders=["text", "video"], quiet=True)
-    assert set(report["parity"]) == {"text", "video"}
+    assert set(report["parity"]) == {"text.onnxruntime.fp32", "video.onnxruntime.fp32"} and report["failed"] is None
     assert all(p["passed"] and p["cosine_min"] >= 0.99999 for p in report["parity"].values())
-    assert report["parity"]["text"]["top10_identical"] == 1.0  # the rankings of data.test were compared
+    # The rankings of data.test were compared.
+    assert report["parity"]["text.onnxruntime.fp32"]["top10_overlap"] == 1.0
     written = (bundle / "manifest.json").stat().st_mtime_ns
     assert export_bundle(load(run), bundle, encoders=["text"], quiet=True, reuse=True) == report
     assert (bundle / "manifest.json").stat().st_mtime_ns == written
@@ -48,9 +49,18 @@ def test_a_dry_run_names_the_encoders_and_writes_nothing(run, tmp_path):
     assert len(report["encoders"]) == 7 and not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("choice", [{"engine": "trt"}, {"precision": "int8"}, {"encoders": ["smell"]}])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"engines": ["gpu"]},
+        {"precisions": ["int4"]},
+        {"engines": ["trt"], "precisions": ["int8-weights"]},
+        {"encoders": ["smell"]},
+        {"thresholds": ["int8.cosine=2"]},
+    ],
+)
 def test_what_cannot_be_exported_is_said_at_once(run, tmp_path, choice):
-    with pytest.raises(ExportError, match="trt|int8|smell"):
+    with pytest.raises(ExportError, match="gpu|int4|tensorrt cannot|smell|cosine=2"):
         export_bundle(load(run), tmp_path / "bundle", **choice)
 
 
