@@ -36,6 +36,7 @@ class _Format:
     per_channel: bool
 
 
+_REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceSum")
 _INT8 = _Format("int8", 127, np.dtype(np.int8), frozenset(("Conv", "Gemm", "MatMul")), 13, True)
 _FP8 = _Format("fp8", 448, np.dtype(ml_dtypes.float8_e4m3fn), frozenset(("Gemm", "MatMul")), 19, False)
 
@@ -107,6 +108,8 @@ class _Quantizing:
             elif node.op_type == "Relu" and node.input[0] in self.rounded:
                 self.rewrite.copy(node)
                 self.rounded.add(node.output[0])
+            elif node.op_type in _REDUCTIONS and self.chosen and not attribute(node, "keepdims", 1):
+                self._reduction(node)
             elif node.op_type == "Add" and self.rounded.issuperset(node.input):
                 self._settle(node, [self._operand(name) for name in node.input])
             else:
@@ -131,6 +134,13 @@ class _Quantizing:
     def _convolution(self, node: NodeProto) -> None:
         weight = self._weight(node.input[1], channel_axis=0)
         self._settle(node, [self._pair(node.input[0]), weight, *node.input[2:]])
+
+    def _reduction(self, node: NodeProto) -> None:
+        """A reduction that keeps its axis, which is taken away after it: OpenVINO (2026.4) computes wrong numbers where
+        it quantises the result of one that drops it."""
+        kept = f"{node.output[0]}.kept"
+        self.rewrite.nodes.append(onnx.helper.make_node(node.op_type, node.input, [kept], name=node.name, keepdims=1))
+        self.rewrite.add("Squeeze", [kept, node.input[1]], node.output[0])
 
     def _settle(self, node: NodeProto, inputs: list[str]) -> None:
         """Add a node whose result is rounded at once, which onnxruntime needs to run it in int8, on the scale of the

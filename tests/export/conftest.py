@@ -48,6 +48,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "output_projection": "minimal",
     },
     "deep": {"fusion": {"embed_dim": 16, "num_heads": 2, "depth": 2}},
+    "wide": {
+        "text_dim": 48,
+        "video_dim": 40,
+        "embedding_dim": 64,
+        "fusion": {"embed_dim": 64, "num_heads": 4},
+        "audio": {"version": "v1", "channels": (16, 32), "blocks": (2,)},
+    },
     "davenet-v2": {"audio": {"version": "v2", "channels": (4,) * 7, "blocks": (1,) * 6}},
     "avlnet": {"architecture": "avlnet"},
 }
@@ -70,9 +77,27 @@ def small_model(variant: str) -> Model:
     return model
 
 
+def trained_model() -> Model:
+    """The wide variant with weights as training leaves them: every layer keeps the scale of its input, some channels
+    weigh more than others, and BatchNorm knows the statistics of what it sees."""
+    torch.manual_seed(7)
+    model = build_model(small_config("wide").model)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            channels = torch.randn(len(layer.weight), *[1] * (layer.weight.ndim - 1)).mul(0.3).exp()
+            layer.weight.data = torch.randn_like(layer.weight) * channels / layer.weight[0].numel() ** 0.5
+        if isinstance(layer, torch.nn.LayerNorm):
+            layer.weight.data.add_(torch.randn_like(layer.weight) * 0.2)
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None  # an average over all batches
+    audio = (torch.randn(16, 40, 64) * 15 - 40).clamp(-80, 0)
+    model.get_submodule("davenet").train()(audio)
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def make_model() -> Callable[[str], Model]:
-    return small_model
+    return lambda variant: trained_model() if variant == "wide" else small_model(variant)
 
 
 @pytest.fixture(scope="session")
@@ -81,15 +106,35 @@ def make_config() -> Callable[[str], Config]:
 
 
 @pytest.fixture(scope="session")
-def make_graph(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+def make_graph(
+    tmp_path_factory: pytest.TempPathFactory, make_model: Callable[[str], Model]
+) -> Callable[[str, str], Path]:
     """(variant, encoder) -> its fp32 graph, exported once. Tests that change files copy it first."""
     folder: Path = tmp_path_factory.mktemp("graphs")
 
     def graph(variant: str, encoder: str) -> Path:
         path = folder / f"{variant}.{encoder}.onnx"
-        return path if path.exists() else export_onnx(small_model(variant), encoder, path, threads=1).path
+        return path if path.exists() else export_onnx(make_model(variant), encoder, path, threads=1).path
 
     return graph
+
+
+@pytest.fixture(
+    params=[
+        ("wide", "video-audio"),
+        ("deep", "text"),
+        ("max_pool", "audio"),
+        ("depth0-minimal", "video"),
+        ("davenet-v2", "audio"),
+        ("avlnet", "text"),
+        ("avlnet", "video"),
+        ("avlnet", "audio"),
+    ],
+    ids="-".join,
+)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Variants and encoders that differ to a pass over graphs."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

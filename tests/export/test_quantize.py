@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from eao.errors import ExportError
 from eao.export.calibration import Range, collect
+from eao.export.cases import parity_cases
 from eao.export.encoders import Model, input_specs
-from eao.export.parity import encoder_parity
+from eao.export.parity import compare, encoder_parity
 from eao.export.precision import simulate
 from eao.export.quantize import calibrated_tensors, quantizable_nodes, to_fp8, to_int8
 from eao.export.runtime import batch_feeds
@@ -23,23 +24,10 @@ from eao.model import Batch
 MakeModel = Callable[[str], Model]
 MakeGraph = Callable[[str, str], Path]
 
-GRAPHS = [
-    ("plain", "text-video-audio"),
-    ("cls", "text-video"),
-    ("deep", "text"),
-    ("max_pool", "audio"),
-    ("depth0-minimal", "text-audio"),
-    ("davenet-v2", "video-audio"),
-    ("avlnet", "text"),
-    ("avlnet", "video"),
-    ("avlnet", "audio"),
-]
-
 
 @pytest.fixture(scope="module")
 def calibrated(make_model: MakeModel, make_graph: MakeGraph) -> Callable[[str, str], dict[str, Range]]:
     """(variant, encoder) -> ranges on random clips of other seeds than those of parity."""
-    from eao.export.cases import parity_cases
 
     def ranges(variant: str, encoder: str) -> dict[str, Range]:
         model, path = make_model(variant), make_graph(variant, encoder)
@@ -60,43 +48,58 @@ def encode_with(graph: onnx.ModelProto, model: Model, encoder: str, folder: Path
     return encode
 
 
-@pytest.mark.parametrize(("variant", "encoder"), GRAPHS)
 def test_int8_keeps_parity_at_every_size_and_mask_and_alone_as_in_a_batch(
-    make_model: MakeModel, make_graph: MakeGraph, calibrated: Callable, tmp_path: Path, variant: str, encoder: str
+    make_model: MakeModel, make_graph: MakeGraph, calibrated: Callable, tmp_path: Path, case: tuple[str, str]
 ) -> None:
-    graph = to_int8(onnx.load(make_graph(variant, encoder)), calibrated(variant, encoder))
+    graph = to_int8(onnx.load(make_graph(*case)), calibrated(*case))
     onnx.checker.check_model(graph, full_check=True)
-    model = make_model(variant)
-    found = encoder_parity(model, encode_with(graph, model, encoder, tmp_path), encoder)
-    assert found.figures.cosine_min >= 0.99, found.figures
+    model = make_model(case[0])
+    found = encoder_parity(model, encode_with(graph, model, case[1], tmp_path), case[1])
     assert found.batch_invariance >= 0.9999
+    # Rounding errors average out over channels, of which the small variants have four in a layer.
+    assert found.figures.cosine_mean >= 0.98, found.figures
+    if case[0] == "wide":
+        assert found.figures.cosine_min >= 0.99, found.figures
 
 
-@pytest.mark.parametrize(("variant", "encoder"), GRAPHS)
-def test_fp8_rounds_as_expected(
-    make_model: MakeModel, make_graph: MakeGraph, calibrated: Callable, tmp_path: Path, variant: str, encoder: str
+def test_fp8_keeps_parity_within_its_three_bits(
+    make_model: MakeModel, make_graph: MakeGraph, calibrated: Callable, tmp_path: Path, case: tuple[str, str]
 ) -> None:
-    graph = to_fp8(onnx.load(make_graph(variant, encoder)), calibrated(variant, encoder))
+    graph = to_fp8(onnx.load(make_graph(*case)), calibrated(*case))
     onnx.checker.check_model(graph, full_check=True)
-    model = make_model(variant)
-    encode = encode_with(simulate(graph), model, encoder, tmp_path)
-    # A number of three fraction bits is off by up to 6 %; in widths of 4 to 16 that does not average out as it does
-    # in a real model.
-    assert encoder_parity(model, encode, encoder).figures.cosine_mean >= 0.99
+    model = make_model(case[0])
+    encode = encode_with(simulate(graph), model, case[1], tmp_path)
+    found = encoder_parity(model, encode, case[1]).figures
+    assert found.cosine_mean >= 0.98, found
+    if case[0] == "wide":
+        assert found.cosine_mean >= 0.995, found
 
 
-@pytest.mark.parametrize(("variant", "encoder"), GRAPHS)
-def test_onnxruntime_fuses_every_product_and_convolution_into_an_int8_kernel(
-    make_graph: MakeGraph, calibrated: Callable, tmp_path: Path, variant: str, encoder: str
+@pytest.mark.parametrize("case", [("wide", "video-audio"), ("avlnet", "text"), ("avlnet", "audio")], ids="-".join)
+def test_openvino_gives_what_onnxruntime_gives(
+    make_model: MakeModel, make_graph: MakeGraph, calibrated: Callable, tmp_path: Path, case: tuple[str, str]
 ) -> None:
-    source = onnx.load(make_graph(variant, encoder))
-    graph = to_int8(source, calibrated(variant, encoder))
+    openvino = pytest.importorskip("openvino")
+    graph, model = to_int8(onnx.load(make_graph(*case)), calibrated(*case)), make_model(case[0])
+    encode = encode_with(graph, model, case[1], tmp_path)
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
+    compiled = openvino.Core().compile_model(str(tmp_path / "graph.onnx"), "CPU", config)
+    for example in parity_cases(model, case[1], seed=1):
+        feeds = batch_feeds(example.batch, input_specs(model, case[1]), case[1])
+        # Now and then a number lies between two levels, and the two runtimes round it apart.
+        assert compare(encode(example.batch, case[1]), compiled(feeds)[0]).cosine_min >= 0.99, example.name
+
+
+def test_onnxruntime_fuses_every_product_and_convolution_into_an_int8_kernel(
+    make_graph: MakeGraph, calibrated: Callable, tmp_path: Path, case: tuple[str, str]
+) -> None:
+    source = onnx.load(make_graph(*case))
+    graph = to_int8(source, calibrated(*case))
     kernels = optimized_kernels(graph, tmp_path / "optimized.onnx")
     chosen = Counter(n.op_type for n in source.graph.node if n.name in quantizable_nodes(source))
     assert kernels["MatMulIntegerToFloat"] == chosen["MatMul"] + chosen["Gemm"]
     assert kernels["QLinearConv"] == chosen["Conv"]
-    is_audio = "audio" in encoder
-    assert kernels["Conv"] == is_audio  # the first, on decibels
+    assert kernels["Conv"] == ("audio" in case[1])  # the first, on decibels
     assert kernels["Gemm"] == kernels["FusedGemm"] == 0
 
 
@@ -110,8 +113,8 @@ def optimized_kernels(graph: onnx.ModelProto, path: Path) -> Counter[str]:
 
 
 def test_scales_are_symmetric_and_weights_have_one_a_channel(make_graph: MakeGraph, calibrated: Callable) -> None:
-    source = onnx.load(make_graph("davenet-v2", "video-audio"))
-    graph = to_int8(source, calibrated("davenet-v2", "video-audio"))
+    source = onnx.load(make_graph("davenet-v2", "audio"))
+    graph = to_int8(source, calibrated("davenet-v2", "audio"))
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
     pairs = [n for n in graph.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert not any(stored[n.input[2]].any() for n in pairs)
@@ -137,9 +140,9 @@ def test_weights_return_within_half_a_step(make_graph: MakeGraph, calibrated: Ca
 
 
 def test_nodes_that_are_kept_stay_as_they_were(make_graph: MakeGraph, calibrated: Callable, tmp_path: Path) -> None:
-    source = onnx.load(make_graph("davenet-v2", "video-audio"))
+    source = onnx.load(make_graph("davenet-v2", "audio"))
     names = quantizable_nodes(source)
-    ranges = calibrated("davenet-v2", "video-audio")
+    ranges = calibrated("davenet-v2", "audio")
     assert [n.op_type for n in to_int8(source, ranges, names).graph.node] == [n.op_type for n in source.graph.node]
     convolutions = [n.name for n in source.graph.node if n.op_type == "Conv" and n.name in names]
     kernels = optimized_kernels(to_int8(source, ranges, convolutions[3:5]), tmp_path / "optimized.onnx")
@@ -147,13 +150,13 @@ def test_nodes_that_are_kept_stay_as_they_were(make_graph: MakeGraph, calibrated
 
 
 def test_attention_scores_and_normalisations_are_left_alone(make_graph: MakeGraph) -> None:
-    source = onnx.load(make_graph("plain", "text-video-audio"))
+    source = onnx.load(make_graph("wide", "video-audio"))
     kinds = Counter(n.op_type for n in source.graph.node if n.name in quantizable_nodes(source))
-    assert kinds == {"MatMul": 9, "Gemm": 9, "Conv": 3}  # of 11 products two are of computed values
+    assert kinds == {"MatMul": 7, "Gemm": 6, "Conv": 5}  # of 9 products two are of computed values
 
 
 def test_a_weight_that_several_nodes_read_is_stored_once(make_graph: MakeGraph, calibrated: Callable) -> None:
-    graph = to_int8(onnx.load(make_graph("plain", "text-video-audio")), calibrated("plain", "text-video-audio"))
+    graph = to_int8(onnx.load(make_graph("wide", "video-audio")), calibrated("wide", "video-audio"))
     name = "model.fusion.blocks.0.mlp.fc2.weight.int8.transposed"  # of all three modalities
     assert sum(name in node.input for node in graph.graph.node) == 1
 
