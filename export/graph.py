@@ -117,8 +117,8 @@ class Rewrite:
         self.nodes.append(new)
 
     def add(self, op: str, inputs: Iterable[str], output: str, **attributes: Any) -> str:
-        """Add a node named after its only output, and return that."""
-        self.nodes.append(onnx.helper.make_node(op, list(inputs), [output], name=output, **attributes))
+        """Add a node with one output, and return that."""
+        self.nodes.append(onnx.helper.make_node(op, list(inputs), [output], name=f"{output}/{op}", **attributes))
         return output
 
     def store(self, name: str, values: NDArray) -> str:

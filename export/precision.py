@@ -20,10 +20,11 @@ from eao.export.graph import MOVES, Rewrite, element_types, initializers, produc
 FLOAT, FLOAT8 = TensorProto.FLOAT, TensorProto.FLOAT8E4M3FN
 HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _NUMPY = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
-_OPSETS = {"fp16": 0, "bf16": 22}
-"""Conv takes bfloat16 from opset 22 on; of what the encoders use, nothing else changed between 18 and 22."""
+_OPSETS = {"fp16": 19, "bf16": 22}
+"""Scales may be narrow from opset 19 on, and Conv takes bfloat16 from 22 on; of what the encoders use, nothing else
+changed between 18 and 22."""
 
-COMPUTE = frozenset(("Conv", "Gemm", "MatMul"))
+COMPUTE = frozenset(("Conv", "DequantizeLinear", "Gemm", "MatMul"))
 """Narrow, but for the first convolution."""
 _SELECTS = MOVES | {"Max", "ReduceMax", "Relu", "Where"}
 """Give values they were given, so that they round nothing."""
@@ -32,14 +33,14 @@ FOLLOWS = _SELECTS | {"Add", "Div", "Erf", "LeakyRelu", "Mul", "Neg", "Sigmoid",
 
 
 def to_half(model: onnx.ModelProto, dtype: str) -> onnx.ModelProto:
-    """A float32 graph with its heavy operators in a 16-bit type.
+    """A graph with its heavy operators in a 16-bit type.
 
     Args:
-        model: with float32 weights in memory; not changed.
+        model: a float32 graph, or one of `eao.export.quantize`, whose other operators become narrow; not changed.
         dtype: "fp16" or "bf16".
 
     Returns:
-        a graph with the same inputs and output. bf16 graphs have opset 22 or later.
+        a graph with the same inputs and output, of opset 19 (fp16) or 22 (bf16), or later.
 
     Raises:
         ExportError: a weight lies beyond the range of float16.
@@ -82,6 +83,8 @@ class _Narrowing:
         return self.types.get(name) == FLOAT
 
     def _is_narrow(self, node: NodeProto) -> bool:
+        if node.op_type == "QuantizeLinear":
+            return node.input[0] in self.narrow
         if not any(self._is_float(name) for name in node.output) or not self.outputs.isdisjoint(node.output):
             return False
         if node.op_type in COMPUTE:
@@ -149,8 +152,8 @@ def simulate(model: onnx.ModelProto) -> onnx.ModelProto:
         elif node.op_type == "Cast":
             _round(rewrite, node.input[0], name, types[name])
         else:
-            rewrite.copy(node, outputs=[f"{name}.exact"])
-            _round(rewrite, f"{name}.exact", name, types[name])
+            rewrite.copy(node, outputs=[f"{name}.unrounded"])
+            _round(rewrite, f"{name}.unrounded", name, types[name])
     return rewrite.finish()
 
 

@@ -21,8 +21,6 @@ from eao.errors import ExportError
 from eao.export.calibration import Range
 from eao.export.graph import Rewrite, attribute, consumers, initializers, producers, reads_input, root, to_array
 
-# I input width, O outputs
-
 
 @dataclass(frozen=True)
 class _Format:
@@ -39,6 +37,7 @@ class _Format:
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceSum")
 _INT8 = _Format("int8", 127, np.dtype(np.int8), frozenset(("Conv", "Gemm", "MatMul")), 13, True)
 _FP8 = _Format("fp8", 448, np.dtype(ml_dtypes.float8_e4m3fn), frozenset(("Gemm", "MatMul")), 19, False)
+_FORMATS = {"int8": _INT8, "fp8": _FP8}
 
 
 def to_int8(model: onnx.ModelProto, ranges: Mapping[str, Range], keep: Collection[str] = ()) -> onnx.ModelProto:
@@ -52,13 +51,36 @@ def to_int8(model: onnx.ModelProto, ranges: Mapping[str, Range], keep: Collectio
     Raises:
         ExportError: a range is missing.
     """
-    return _Quantizing(model, ranges, keep, _INT8).run()
+    return Quantizer(model, ranges, "int8")(keep)
 
 
 def to_fp8(model: onnx.ModelProto, ranges: Mapping[str, Range], keep: Collection[str] = ()) -> onnx.ModelProto:
     """As `to_int8`, in float8 (e4m3fn) and of matrix products alone: for TensorRT on GPUs of compute capability 8.9 and
     later. Weights have one scale each: a floating format needs none by channel."""
-    return _Quantizing(model, ranges, keep, _FP8).run()
+    return Quantizer(model, ranges, "fp8")(keep)
+
+
+class Quantizer:
+    """Quantised graphs of one model that differ in the nodes they keep; each weight is rounded once.
+
+    Args:
+        model, ranges: see `to_int8`.
+        kind: "int8" or "fp8".
+
+    Example:
+        quantizer = Quantizer(model, ranges, "int8")
+        whole, without_first = quantizer(), quantizer(keep=["node_MatMul_16"])
+    """
+
+    def __init__(self, model: onnx.ModelProto, ranges: Mapping[str, Range], kind: str) -> None:
+        self.model = model
+        self.ranges = ranges
+        self.kind = _FORMATS[kind]
+        self._weights: dict[str, tuple[NDArray, NDArray[np.float32]]] = {}
+
+    def __call__(self, keep: Collection[str] = ()) -> onnx.ModelProto:
+        """The graph in which the named nodes stay in float32."""
+        return _Quantizing(self.model, self.ranges, keep, self.kind, self._weights).run()
 
 
 def quantizable_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -88,11 +110,17 @@ class _Quantizing:
     """The rewriting of one graph."""
 
     def __init__(
-        self, model: onnx.ModelProto, ranges: Mapping[str, Range], keep: Collection[str], kind: _Format
+        self,
+        model: onnx.ModelProto,
+        ranges: Mapping[str, Range],
+        keep: Collection[str],
+        kind: _Format,
+        weights: dict[str, tuple[NDArray, NDArray[np.float32]]],
     ) -> None:
         self.model = model
         self.ranges = ranges
         self.kind = kind
+        self.weights = weights
         self.rewrite = Rewrite(model)
         self.stored = initializers(model)
         self.makers, self.readers = producers(model), consumers(model)
@@ -117,9 +145,10 @@ class _Quantizing:
         return self.rewrite.finish(self.kind.opset)
 
     def _product(self, node: NodeProto) -> None:
-        """x W, or x W + b as two nodes: the bias inside Gemm would have to be an integer, which TensorRT refuses.
+        """x W, or x W + b as two nodes, for in a Gemm the bias would have to be an integer too.
 
-        The bias is subtracted with its sign turned, since onnxruntime would put a product and a sum back into a Gemm.
+        The bias is subtracted with its sign turned, since onnxruntime would put a product and a sum back into a Gemm,
+        which it then runs in float32.
         """
         transposed = bool(attribute(node, "transB", 0))
         weight = self._weight(node.input[1], channel_axis=1, transposed=transposed)
@@ -176,8 +205,11 @@ class _Quantizing:
         """A stored weight in 8 bits and the pair's second half; one that several nodes read is stored once."""
         dequantized = f"{name}.dequantized" + (".transposed" if transposed else "")
         if dequantized not in self.pairs:
-            values = to_array(self.stored[name])
-            numbers, scale = quantize_weight(values.T if transposed else values, self.kind, channel_axis)
+            if dequantized not in self.weights:
+                values = to_array(self.stored[name])
+                values = values.T if transposed else values
+                self.weights[dequantized] = _quantize_weight(values, self.kind, channel_axis)
+            numbers, scale = self.weights[dequantized]
             suffix = f"{self.kind.name}{'.transposed' if transposed else ''}"
             parameters = [
                 self.rewrite.store(f"{name}.{suffix}", numbers),
@@ -189,7 +221,7 @@ class _Quantizing:
         return self.pairs[dequantized]
 
 
-def quantize_weight(values: NDArray, kind: _Format, channel_axis: int) -> tuple[NDArray, NDArray[np.float32]]:
+def _quantize_weight(values: NDArray, kind: _Format, channel_axis: int) -> tuple[NDArray, NDArray[np.float32]]:
     """8-bit numbers and their scales: by channel, or one."""
     others = tuple(i for i in range(values.ndim) if i != channel_axis) if kind.per_channel else None
     bound = np.maximum(np.abs(values).max(others), 1e-12)

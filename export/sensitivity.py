@@ -50,7 +50,7 @@ def find_sensitive(
     """Rank nodes by the error each adds, the worst first. One graph is built and run for each.
 
     Args:
-        quantize: for example `lambda keep: to_int8(model, ranges, keep)`.
+        quantize: for example `Quantizer(model, ranges, "int8")` of `eao.export.quantize`.
         nodes: names, as of `eao.export.quantize.quantizable_nodes`.
         feeds: samples, by input name.
         expected: what the float32 graph gives for each of them, (B, E).

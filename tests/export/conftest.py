@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import torch
 
 from eao.config import Config, ModelConfig
 from eao.export.bundle import WrittenBundle, write_bundle
-from eao.export.encoders import Model
+from eao.export.encoders import Model, axes, concrete_shape, input_specs
 from eao.export.onnx import export_onnx
 from eao.model import Batch, build_model
 
@@ -135,6 +138,45 @@ def make_graph(
 def case(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Variants and encoders that differ to a pass over graphs."""
     return request.param
+
+
+# In a process of its own: a fault in the native builder would take the tests with it.
+BUILD = """
+import json, sys
+import tensorrt_rtx as trt
+
+path, capability, shapes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+logger = trt.Logger(trt.Logger.ERROR)
+builder = trt.Builder(logger)
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+parser = trt.OnnxParser(network, logger)
+if not parser.parse_from_file(path):
+    sys.exit("; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
+profile = builder.create_optimization_profile()
+for name, least, most in shapes:
+    profile.set_shape(name, least, least, most)
+config = builder.create_builder_config()
+config.add_optimization_profile(profile)
+config.num_compute_capabilities = 1
+config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
+sys.exit(0 if builder.build_serialized_network(network, config) else "not built")
+"""
+
+
+@pytest.fixture
+def build_with_rtx() -> Callable[..., None]:
+    """(graph, model, encoder, capability) -> parses and builds it with TensorRT-RTX, which needs no GPU for that."""
+    pytest.importorskip("tensorrt_rtx")
+
+    def build(graph: Path, model: Model, encoder: str, capability: str = "SM86") -> None:
+        varying = axes(model, encoder)
+        sizes = [{name: axis.size(units) for name, axis in varying.items()} for units in (1, 9)]
+        shapes = [[s.name, *(concrete_shape(s, size) for size in sizes)] for s in input_specs(model, encoder)]
+        command = [sys.executable, "-c", BUILD, str(graph), capability, json.dumps(shapes)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,14 @@ def test_onnxruntime_runs_the_fp16_graph_itself(make_model: MakeModel, make_grap
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_tensorrt_rtx_builds_it(
+    make_model: MakeModel, make_graph: MakeGraph, build_with_rtx: Callable[..., None], tmp_path: Path, dtype: str
+) -> None:
+    onnx.save(to_half(onnx.load(make_graph("wide", "video-audio")), dtype), tmp_path / "half.onnx")
+    build_with_rtx(tmp_path / "half.onnx", make_model("wide"), "video-audio")
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES)
 def test_heavy_operators_are_narrow_and_delicate_ones_are_not(
     make_graph: MakeGraph, case: tuple[str, str], dtype: str
 ) -> None:

@@ -15,7 +15,7 @@ from eao.export.calibration import Range, collect
 from eao.export.cases import parity_cases
 from eao.export.encoders import Model, input_specs
 from eao.export.parity import compare, encoder_parity
-from eao.export.precision import simulate
+from eao.export.precision import simulate, to_half
 from eao.export.quantize import calibrated_tensors, quantizable_nodes, to_fp8, to_int8
 from eao.export.runtime import batch_feeds
 from eao.export.session import open_session
@@ -88,6 +88,40 @@ def test_openvino_gives_what_onnxruntime_gives(
         feeds = batch_feeds(example.batch, input_specs(model, case[1]), case[1])
         # Now and then a number lies between two levels, and the two runtimes round it apart.
         assert compare(encode(example.batch, case[1]), compiled(feeds)[0]).cosine_min >= 0.99, example.name
+
+
+@pytest.mark.parametrize("quantize", [to_int8, to_fp8])
+def test_what_is_not_quantised_may_be_narrow(
+    make_model: MakeModel, make_graph: MakeGraph, calibrated: Callable, tmp_path: Path, quantize: Callable
+) -> None:
+    case = "wide", "video-audio"
+    graph = quantize(onnx.load(make_graph(*case)), calibrated(*case))
+    half = to_half(graph, "fp16")
+    onnx.checker.check_model(half, full_check=True)
+    model = make_model(case[0])
+    encode, encode_half = (encode_with(simulate(g), model, case[1], tmp_path) for g in (graph, half))
+    for example in parity_cases(model, case[1], seed=1):
+        found = compare(encode(example.batch, case[1]), encode_half(example.batch, case[1]))
+        assert found.cosine_mean >= 0.998, example.name  # numbers between two levels are rounded apart now and then
+
+
+@pytest.mark.parametrize("case", [("wide", "video-audio"), ("avlnet", "text")], ids="-".join)
+@pytest.mark.parametrize("others", ["fp32", "fp16"])
+@pytest.mark.parametrize(("quantize", "capability"), [(to_int8, "SM86"), (to_fp8, "SM89")])
+def test_tensorrt_rtx_builds_it(
+    make_model: MakeModel,
+    make_graph: MakeGraph,
+    calibrated: Callable,
+    build_with_rtx: Callable[..., None],
+    tmp_path: Path,
+    case: tuple[str, str],
+    quantize: Callable,
+    capability: str,
+    others: str,
+) -> None:
+    graph = quantize(onnx.load(make_graph(*case)), calibrated(*case))
+    onnx.save(graph if others == "fp32" else to_half(graph, others), tmp_path / "graph.onnx")
+    build_with_rtx(tmp_path / "graph.onnx", make_model(case[0]), case[1], capability)
 
 
 def test_onnxruntime_fuses_every_product_and_convolution_into_an_int8_kernel(

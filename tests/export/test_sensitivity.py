@@ -10,7 +10,7 @@ import pytest
 
 from eao.errors import ExportError
 from eao.export.calibration import Range, collect
-from eao.export.quantize import calibrated_tensors, quantizable_nodes, to_int8
+from eao.export.quantize import Quantizer, calibrated_tensors, quantizable_nodes
 from eao.export.sensitivity import Sensitivity, embedding_error, find_sensitive, relax, run_graph
 
 Quantize = Callable[[Collection[str]], onnx.ModelProto]
@@ -36,7 +36,7 @@ def spoilt(source: Path, feeds: list[dict[str, np.ndarray]]) -> tuple[Quantize, 
     ranges = collect(source, feeds, calibrated_tensors(model), threads=1)
     (victim,) = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[0] == "text"]
     ranges["text"] = Range(-300 * ranges["text"].bound, 300 * ranges["text"].bound)
-    return lambda keep: to_int8(model, ranges, keep), victim.name
+    return Quantizer(model, ranges, "int8"), victim.name
 
 
 def test_the_node_that_was_spoilt_ranks_first(

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from eao.errors import ExportError
+from eao.export.encoders import Model
 from eao.export.session import open_session
 from eao.export.weights import PAGE, WeightFile, external_files, share
 
@@ -98,3 +99,14 @@ def test_openvino_reads_shared_weights(tmp_path: Path, matrices: list[np.ndarray
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
     compiled = openvino.Core().compile_model(str(tmp_path / "g.onnx"), "CPU", config)
     np.testing.assert_allclose(compiled({"x": np.eye(SIZE, dtype=np.float32)})[0], a @ b, atol=1e-4)
+
+
+def test_tensorrt_rtx_reads_shared_weights(
+    tmp_path: Path,
+    make_model: Callable[[str], Model],
+    make_graph: Callable[[str, str], Path],
+    build_with_rtx: Callable[..., None],
+) -> None:
+    with WeightFile(tmp_path / "weights.bin") as weights:
+        path = weights.save(onnx.load(make_graph("wide", "video-audio")), "g.onnx")
+    build_with_rtx(path, make_model("wide"), "video-audio")
