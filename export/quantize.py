@@ -192,8 +192,8 @@ class _Quantizing:
     def _quantize(self, name: str, ranged: str, dequantized: str) -> str:
         if ranged not in self.ranges:
             raise ExportError(f"there is no range for {ranged}", "calibrate all of calibrated_tensors(graph)")
-        # A tensor that was zero throughout calibration keeps a scale that is not.
-        scale = np.float32(max(self.ranges[ranged].bound, 1e-12) / self.kind.largest)
+        # What was zero throughout calibration, like the output of a dead ReLU, may span one.
+        scale = np.float32((self.ranges[ranged].bound or 1.0) / self.kind.largest)
         parameters = [
             self.rewrite.store(f"{ranged}.scale", scale),
             self.rewrite.store(f"{self.kind.name}.zero", np.zeros((), self.kind.dtype)),
@@ -224,8 +224,8 @@ class _Quantizing:
 def _quantize_weight(values: NDArray, kind: _Format, channel_axis: int) -> tuple[NDArray, NDArray[np.float32]]:
     """8-bit numbers and their scales: by channel, or one."""
     others = tuple(i for i in range(values.ndim) if i != channel_axis) if kind.per_channel else None
-    bound = np.maximum(np.abs(values).max(others), 1e-12)
-    scale = np.asarray(bound / kind.largest, np.float32)
+    bound = np.abs(values).max(others)
+    scale = np.asarray(np.where(bound > 0, bound, 1) / kind.largest, np.float32)
     shape = [-1 if i == channel_axis else 1 for i in range(values.ndim)]
     scaled = values / (scale.reshape(shape) if kind.per_channel else scale)
     if kind.dtype == np.int8:
