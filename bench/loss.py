@@ -51,6 +51,10 @@ class LossReport(pydantic.BaseModel):
             "",
             *table(self.rows),
         ]
+        slower = [row for row in self.rows if row.speedups[TILED] + row.noise[TILED] < 1]
+        if slower:
+            cases = "; ".join(f"{row.work}, {row.size}" for row in slower)
+            lines += ["", f"Where the whole matrix is small, tiles save memory and no time. Slower here: {cases}."]
         if self.foreign_cores is not None:
             lines += ["", f"Other processes kept {self.foreign_cores:.2f} cores busy meanwhile."]
         return "\n".join([*lines, "", measured_on(self.hardware, self.versions, self.threads)])

@@ -59,14 +59,14 @@ def ranges(start: Tensor, length: Tensor, step: int = 1) -> Tensor:
 class _Clips(NamedTuple):
     """Where the windows of each clip lie: row of the buffer where the first begins, how many there are, their step."""
 
-    first: list[int]
-    count: list[int]
+    firsts: list[int]
+    counts: list[int]
     stride: int
 
     def within(self, rows: slice) -> Iterator[tuple[slice, int]]:
         """The clips that have windows among `rows`: which of the rows, and where the first of these begins."""
         end = 0
-        for first, count in zip(self.first, self.count, strict=True):
+        for first, count in zip(self.firsts, self.counts, strict=True):
             start, end = end, end + count
             low, high = max(start, rows.start), min(end, rows.stop)
             if low < high:
