@@ -15,8 +15,8 @@ from eao.bench.report import ENGINE, TORCH, BenchReport, bench_bundle
 from eao.console import err, out, print_table
 from eao.embedder import Embedder, TorchBackend
 from eao.errors import ConfigError
-from eao.export.bundle import PARITY_MARKDOWN
 from eao.export.encoders import BATCH
+from eao.export.parity_report import PARITY_MARKDOWN
 from eao.export.runtime import Bundle
 from eao.files import write_json, write_text
 

@@ -24,13 +24,12 @@ from eao.export.manifest import (
 )
 from eao.export.onnx import OPSET, OUTPUT, ExportedGraph, export_onnx
 from eao.export.parity import ParityReport, measure_parity
+from eao.export.parity_report import PARITY_JSON, BundleParity
+from eao.export.reference import Reference
 from eao.export.runtime import Bundle
-from eao.files import atomic_path, write_text
+from eao.files import atomic_path
 from eao.model import Batch
 from eao.model.weights import hash_weights
-
-PARITY_JSON = "parity.json"
-PARITY_MARKDOWN = "parity.md"
 
 Progress = Callable[[str], None]
 
@@ -92,9 +91,10 @@ def write_bundle(
         manifest = _manifest(model, config, name, folder, graphs)
         manifest.save(folder)  # for the runtime that parity is measured with
         bundle = Bundle(folder, threads, verify=False)
-        parity = measure_parity(model, bundle.encode, chosen, batches=tuple(batches), progress=report_step)
-        write_text(folder / PARITY_JSON, parity.model_dump_json(indent=2) + "\n")
-        write_text(folder / PARITY_MARKDOWN, parity.to_markdown())
+        reference = Reference(model, tuple(batches), encoders=chosen, progress=report_step)
+        parity = measure_parity(reference, bundle.encode, chosen, progress=report_step)
+        clips = sum(map(len, reference.batches))
+        BundleParity(reports=[parity], clips=clips, versions=manifest.versions).save(folder)
         if not parity.passed:
             raise _keep_evidence(folder, out, parity)
         manifest = _with_parity(manifest, parity)
@@ -176,7 +176,7 @@ def _with_parity(manifest: Manifest, parity: ParityReport) -> Manifest:
     entries = {}
     for encoder, entry in manifest.encoders.items():
         measured = parity.encoders[encoder]
-        ranked = [r.top10_identical for r in parity.rankings if encoder in r.task.split(" -> ")]
+        ranked = [r.top10_identical for r in parity.rankings if encoder in r.encoders]
         summary = ParitySummary(
             passed=not parity.failures(encoder),
             max_abs=measured.figures.max_abs,

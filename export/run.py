@@ -11,9 +11,10 @@ from eao.console import err, out, print_table
 from eao.embedder import Embedder, TorchBackend
 from eao.errors import ExportError
 from eao.evaluation.run import dataset_loader
-from eao.export.bundle import PARITY_MARKDOWN, choose_encoders, write_bundle
+from eao.export.bundle import choose_encoders, write_bundle
 from eao.export.manifest import MANIFEST_FILE, Manifest, load_manifest
 from eao.export.parity import ParityReport
+from eao.export.parity_report import PARITY_MARKDOWN
 from eao.files import sha256
 from eao.model import Batch
 

@@ -10,9 +10,11 @@ import torch
 from eao.errors import ExportError
 from eao.export.encoders import EncoderModule, Model, example_inputs, input_names, input_specs
 from eao.export.onnx import OUTPUT, export_onnx, verify_dynamic
-from eao.export.parity import THRESHOLDS, encoder_parity
+from eao.export.parity import encoder_parity
+from eao.export.reference import Reference
 from eao.export.runtime import batch_feeds
 from eao.export.session import open_session
+from eao.export.thresholds import THRESHOLDS
 
 MakeModel = Callable[[str], Model]
 
@@ -39,7 +41,7 @@ def test_every_variant_agrees_with_torch_at_every_size_and_mask(
     session = open_session(graph.path, threads=1)
     specs = input_specs(model, encoder)
     parity = encoder_parity(
-        model, lambda batch, name: session.run([OUTPUT], batch_feeds(batch, specs, name))[0], encoder
+        Reference(model), lambda batch, name: session.run([OUTPUT], batch_feeds(batch, specs, name))[0], encoder
     )
     assert parity.figures.cosine_min >= THRESHOLDS["fp32"].cosine, parity.figures
     assert parity.batch_invariance >= THRESHOLDS["fp32"].batch_invariance
