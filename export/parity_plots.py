@@ -89,7 +89,7 @@ def layer_plot(divergence: Divergence, name: str) -> str:
         place = divergence.layers.index(divergence.first)
         height = errors[place] if math.isfinite(errors[place]) else divergence.tolerance
         axes.plot([place], [height], "o", mfc="none", mec=_LIMIT, ms=10)
-        axes.annotate(str(divergence.first), (place, height), xytext=(6, 8), textcoords="offset points", color=_LIMIT)
+        axes.set_title(f"first out of tolerance: {divergence.first}", loc="left", color=_LIMIT, fontsize=9)
     axes.set_yscale("log")
     axes.set_xlabel("layer, in the order of computation")
     axes.set_ylabel("relative error")
