@@ -52,12 +52,12 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def parity() -> BundleParity:
     return make_parity()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def html(parity: BundleParity) -> str:
     return render_page(parity)
 
