@@ -70,8 +70,8 @@ class Divergence(pydantic.BaseModel):
             )
         worst = max(self.layers, key=lambda layer: layer.error)
         return (
-            f"no layer of the graph leaves the tolerance {self.tolerance:.2g} in onnxruntime; the largest error is "
-            f"{worst.error:.2g} at {worst}"
+            f"no layer leaves the tolerance {self.tolerance:.2g} when onnxruntime runs the graph without optimisation, "
+            f"so that a fault lies in the engine, not the graph; the largest error is {worst.error:.2g} at {worst}"
         )
 
 
