@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pydantic
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eao.bench.ceiling import Ceiling, measure_ceiling
-from eao.bench.docs import measured_on
-from eao.bench.hardware import Hardware, describe_hardware
-from eao.bench.latency import foreign_load
-from eao.bench.ways import Row, Work, measure_ways, table
+from eao.bench.ways import Row, WaysReport, Work, measure_ways
 from eao.kernels import packed_attention
 
 # B sequences of up to N tokens, H heads, C channels of a head, P tokens of all sequences
@@ -33,32 +27,22 @@ PADDED, COMPILED, PACKED = "SDPA, padded", "softmax by its formula, torch.compil
 Attend = Callable[[Tensor], Tensor]
 
 
-class AttentionReport(pydantic.BaseModel):
+class AttentionReport(WaysReport):
     """The measurement and its conditions."""
 
-    hardware: Hardware
-    versions: dict[str, str]
-    threads: int
-    device: str
-    ceiling: Ceiling
-    foreign_cores: float | None
-    rows: list[Row]
+    sequences: int
+    heads: int
+    channels: int
 
     def to_markdown(self) -> str:
-        lines = [
-            f"{SEQUENCES} sequences, {HEADS} heads of {CHANNELS} channels, float32 on {self.device}, where a large "
-            f"product reached {self.ceiling}. All ways begin with queries, keys and values as the linear layer gives "
-            "them, the padded ones with the padding in its place. GFLOP/s count the arithmetic of the real tokens "
-            "alone. Measured in turns in one process; ± is half the interquartile range of the ratio.",
-            "",
-            *table(self.rows),
-            "",
+        return self.page(
+            f"{self.sequences} sequences, {self.heads} heads of {self.channels} channels, float32 on {self.device}, "
+            f"where a large product reached {self.ceiling}. All ways begin with queries, keys and values as the linear "
+            "layer gives them, the padded ones with the padding in its place. GFLOP/s and GB/s count the real tokens "
+            "alone: their arithmetic, and what is read and written once.",
             "In the published model attention is about one hundredth of the arithmetic: what packing saves in the "
             "linear layers is the greater part, see the section on the packed model.",
-        ]
-        if self.foreign_cores is not None:
-            lines += ["", f"Other processes kept {self.foreign_cores:.2f} cores busy meanwhile."]
-        return "\n".join([*lines, "", measured_on(self.hardware, self.versions, self.threads)])
+        )
 
 
 def run(
@@ -79,25 +63,16 @@ def run(
         rounds: how often the ways take turns.
         compiled: also measure `torch.compile`, which needs a C++ compiler on a CPU.
     """
-    hardware, device = describe_hardware(), "cuda" if torch.cuda.is_available() else "cpu"
-    options: dict[str, Any] = {"warmup_seconds": 0.0, "max_seconds": seconds, "rounds": rounds}
+    options: dict[str, Any] = {"max_seconds": seconds, "rounds": rounds}
     random = torch.Generator().manual_seed(0)
-    with foreign_load() as others:
-        ceiling = measure_ceiling(device)
-        rows: list[Row] = []
+
+    def measure(device: str) -> Iterator[Row]:
         for name, (padded, (fewest, most)) in lengths.items():
             real = torch.randint(fewest, most + 1, (sequences,), generator=random)
             qkv = torch.randn(sequences, padded, 3, heads, channels, generator=random).to(device)
-            rows += _rows(name, qkv, real.to(device), options, compiled)
-    return AttentionReport(
-        hardware=hardware,
-        versions={"torch": version("torch")},
-        threads=torch.get_num_threads(),
-        device=device,
-        ceiling=ceiling,
-        foreign_cores=others.cores,
-        rows=rows,
-    )
+            yield from _rows(name, qkv, real.to(device), options, compiled)
+
+    return AttentionReport.of(measure, sequences=sequences, heads=heads, channels=channels)
 
 
 def _rows(name: str, qkv: Tensor, lengths: Tensor, options: Mapping[str, Any], compiled: bool) -> Sequence[Row]:
@@ -121,9 +96,11 @@ def _rows(name: str, qkv: Tensor, lengths: Tensor, options: Mapping[str, Any], c
     forward = {way: _forward(*arguments) for way, arguments in ways.items()}
     # Two products forward; scores once more and four products backward.
     training = {way: _gradient(*arguments, mask) for way, arguments in ways.items()}
+    # Queries, keys, values and the output; then all of these once more, its gradient, and three gradients.
+    gbyte = 4e-9 * packed.numel() / 3 * 4
     return [
-        measure_ways("attention", size, forward, gflop, options, select),
-        measure_ways("attention and gradient", size, training, 3.5 * gflop, options, select),
+        measure_ways("attention", size, forward, gflop, options, select, gbyte=gbyte),
+        measure_ways("attention and gradient", size, training, 3.5 * gflop, options, select, gbyte=3 * gbyte),
     ]
 
 

@@ -67,7 +67,7 @@ def measure(
 
     Args:
         function: what to measure; it must have finished its work when it returns (synchronise a GPU inside).
-        warmup_seconds: calls before the measurement; at least one is made.
+        warmup_seconds: calls before the measurement; at least one is made unless it is 0.
         max_seconds: when to stop; at least one call is measured.
         max_runs: the most calls that are measured.
         items: how many items (clips) one call handles, for the throughput.
@@ -116,7 +116,7 @@ def compare(
 
     Args:
         functions: by name; the first is the one the others are compared with.
-        warmup_seconds: of each function, before the first round.
+        warmup_seconds: of each function, before the first round; at least one call is made unless it is 0.
         max_seconds: for each function, over all rounds.
         rounds: the number of rounds; at least one call of each function is counted in each.
         items: how many items one call handles.
@@ -207,6 +207,8 @@ def peak_memory() -> Iterator[PeakMemory]:
 
 
 def _warm_up(function: Function, seconds: float) -> None:
+    if seconds == 0:
+        return
     end = time.perf_counter() + seconds
     function()
     while time.perf_counter() < end:

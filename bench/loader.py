@@ -106,7 +106,7 @@ def run(videos: int = 64, seconds: int = 360, epoch_seconds: float = 20.0, round
         rows = []
         for cache, prepare in (("warm", _nothing), ("cold", lambda: forget_files(Path(folder)))):
             functions = {name: _epoch(dataset, prepare) for name, dataset in sources.items()}
-            comparison = compare(functions, warmup_seconds=0, max_seconds=epoch_seconds, rounds=rounds, items=clips)
+            comparison = compare(functions, max_seconds=epoch_seconds, rounds=rounds, items=clips)
             rows += _rows(cache, comparison, clips)
         sizes = [_bytes(Path(folder, name)) for name in ("files", "compressed", "shards")]
     return LoaderReport(

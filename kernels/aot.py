@@ -167,7 +167,8 @@ def compile_kernel(kernel: Kernel, variant: str, dtype: str, target: str, launch
     try:
         compiled = triton.compile(_source(kernel, variant, dtype, target, launch), _gpu(target), options)
     except Exception as error:  # of many kinds, from the front end to the assembler
-        return replace(build, fault=f"does not compile: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+        last = (str(error).strip().splitlines() or [""])[-1]
+        return replace(build, fault=f"does not compile: {type(error).__name__}: {last}")
     is_nvidia = backend_of(target) == "cuda"
     found = _read_nvidia(compiled.asm["cubin"]) if is_nvidia else read_amd(compiled.asm["amdgcn"])
     used = _TENSOR_CORES.search(compiled.asm["ptx" if is_nvidia else "amdgcn"])
@@ -286,7 +287,10 @@ def _cached_build(kernel: Kernel, variant: str, dtype: str, target: str, launch:
 
 
 def _source(kernel: Kernel, variant: str, dtype: str, target: str, launch: Launch) -> Any:
-    """What Triton's launcher would compile for arguments of these types."""
+    """What Triton's launcher would compile for arguments of these types.
+
+    Optional pointers are given, and channels fill the tile: a launch without them compiles a part of this.
+    """
     from triton.compiler import ASTSource
 
     precision = dot_precision(dtype, backend_of(target))

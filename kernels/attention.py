@@ -2,7 +2,7 @@
 
 Both are custom operators with a forward and a backward kernel: Triton on a GPU (`attention_triton.py`), plain PyTorch
 elsewhere (`attention_torch.py`). They train, run under `torch.compile`, and give the same bits in every run on one
-machine. Second derivatives are not defined.
+machine, but for plain PyTorch on a GPU, which adds in any order. Second derivatives are not defined.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropo
     Returns:
         (B, H, N, C) in the dtype of `v`. Queries at padded positions are computed like any other.
     """
-    if dropout == 0 and q.shape[-1] <= MAX_CHANNELS and q.shape == k.shape and use_triton(q):
+    if dropout == 0 and q.shape == k.shape and _on_gpu_kernels(q):
         return masked_attention(q, k, v, mask)
     key_mask = mask[:, None, None, :] if mask is not None else None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)

@@ -195,7 +195,14 @@ def sum_positions(x, out, order, bounds, width, BLOCK: tl.constexpr):
 def forward(
     q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, rows: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Arguments and results as in `eao.kernels.attention_torch.forward`, on a GPU and for at most 128 channels."""
+    """`eao.kernels.attention_torch.attend` on a GPU, for at most 128 channels.
+
+    Args:
+        longest: length of the longest sequence, or more; the others as there.
+
+    Returns:
+        the output (P, H, C), and the log of each softmax's sum (H, P) float32, which `backward` needs.
+    """
     q, k, v = _unit_channels(q), _unit_channels(k), _unit_channels(v)
     heads, channels = q.shape[1:]
     count = len(q) if rows is None else len(rows)
@@ -213,7 +220,12 @@ def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     starts: Tensor, longest: int, rows: Tensor | None, mask: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Arguments and results as in `eao.kernels.attention_torch.backward`, on a GPU and for at most 128 channels."""
+    """`eao.kernels.attention_torch.differentiate` on a GPU: (T, 3, H, C).
+
+    Args:
+        out, lse: what `forward` gave for these arguments.
+        longest: as for `forward`; the others as there.
+    """
     total, heads, channels = q.shape
     q, k, v, grad = _unit_channels(q), _unit_channels(k), _unit_channels(v), _unit_channels(grad)
     count = len(grad)

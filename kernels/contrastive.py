@@ -120,6 +120,10 @@ def _compute_dtype(a: Tensor, b: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
 
 
+def _on_gpu_kernels(a: Tensor, b: Tensor) -> bool:
+    return use_triton(a) and _compute_dtype(a, b) == torch.float32
+
+
 # The operator. Its logits are scale * cosine of every row of `a` (N, D) with every row of `b` (M, D), less the margin
 # at the positives, which are the columns offset + i. `valid` (M,) speaks of columns, and of the rows of the same
 # number. Without `both` the columns' part is left out, and is empty.
@@ -135,7 +139,7 @@ def _operator(
     a: Tensor, b: Tensor, valid: Tensor | None, offset: int, scale: float, margin: float, both: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of each row (N,) and column (M,) of the logits, +inf where invalid, and the positives (N,)."""
-    if use_triton(a) and _compute_dtype(a, b) == torch.float32:
+    if _on_gpu_kernels(a, b):
         from eao.kernels import contrastive_triton
 
         return contrastive_triton.forward(a, b, valid, offset, scale, margin, both)
@@ -163,7 +167,7 @@ def _operator_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `a` and `b`; the weights are the gradients of the operator's three results."""
     weights = (row_weight, column_weight, positive_weight)
-    if use_triton(a) and _compute_dtype(a, b) == torch.float32:
+    if _on_gpu_kernels(a, b):
         from eao.kernels import contrastive_triton
 
         return contrastive_triton.backward(a, b, valid, row, column, *weights, offset, scale, margin)

@@ -189,7 +189,7 @@ def backward(
     # Weights of mean losses are tiny; brought to one scale, the gradient of the logits suits any type.
     weights = [weight.float().contiguous() for weight in (row_weight, column_weight, positive_weight)]
     size = torch.cat([weight.abs() for weight in weights] + [row.new_zeros(1)]).max()
-    gain = _GAIN / size.clamp_min(torch.finfo(torch.float32).tiny)
+    gain = _GAIN / size.clamp_min(1e-30)  # finite for weights of 0 too
     row_weight, column_weight, positive_weight = (weight * gain for weight in weights)
     grad_a = torch.zeros(a.shape, device=a.device)
     grad_b = torch.zeros(b.shape, device=b.device)

@@ -90,11 +90,16 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, filters, place, start = ctx.saved_tensors
         width = x.shape[1]
-        d_filters = torch.zeros_like(filters) if ctx.needs_input_grad[1] else None
-        d_buffer = x.new_zeros(ctx.size, width) if ctx.needs_input_grad[0] else None
+        # In half precision too, sums over blocks and taps are float32.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        d_filters = torch.zeros_like(filters, dtype=wide) if ctx.needs_input_grad[1] else None
+        d_buffer = x.new_zeros(ctx.size, width, dtype=wide) if ctx.needs_input_grad[0] else None
         for rows, windows in _windows(x, filters, place, start, ctx.size):
             if d_filters is not None:
-                d_filters.addmm_(grad[rows].T, windows)
+                if wide == x.dtype:
+                    d_filters.addmm_(grad[rows].T, windows)
+                else:
+                    d_filters += grad[rows].T @ windows
             if d_buffer is not None:
                 d_windows = torch.mm(grad[rows], filters, out=windows)
                 # Of one clip and tap, windows are evenly spaced: slices, many times faster than an indexed sum.
@@ -102,11 +107,14 @@ class _Convolution(torch.autograd.Function):
                     stop = begin + ctx.clips.stride * (some.stop - some.start)
                     for tap, part in enumerate(d_windows[some].split(width, 1)):
                         d_buffer[begin + tap : stop + tap : ctx.clips.stride] += part
-        return None if d_buffer is None else d_buffer[place], d_filters, None, None, None, None
+        d_x = None if d_buffer is None else d_buffer[place].to(x.dtype)
+        return d_x, None if d_filters is None else d_filters.to(filters.dtype), None, None, None, None
 
 
 def _windows(x: Tensor, filters: Tensor, place: Tensor, start: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of outputs, and what each of them is computed from: (n, K * C)."""
+    if not len(start):
+        return
     taken = filters.shape[1]
     buffer = x.new_zeros(size, x.shape[1]).index_copy_(0, place, x)
     every = buffer.as_strided((size - taken // x.shape[1] + 1, taken), (x.shape[1], 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Without a GPU, Triton's kernels run in its interpreter, which has to be chosen before anything imports triton.
 if shutil.which("nvidia-smi") is None and shutil.which("rocm-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -185,11 +185,14 @@ def test_ctrl_c_during_training_leaves_whole_epochs_and_resumes(eao, experiment,
     run = tmp_path / "run"
     command = [sys.executable, "-m", "eao", "train", "-c", str(tmp_path / "long.yaml"), "-o", str(run)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (run / "latest/training.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "latest/training.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # nothing, if it has ended
     assert process.returncode == 2 and "interrupted" in err and "Traceback" not in err
     assert not [p for p in run.iterdir() if p.name.startswith(".")]
     done = len((run / "log.jsonl").read_text().splitlines())

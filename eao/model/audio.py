@@ -16,6 +16,8 @@ from eao.kernels.convolution import ragged_conv1d, ranges
 # B batch, T spectrogram frames (10 ms), N audio tokens, M most tokens allowed, C channels, R rows of a ragged batch
 
 MEL_BANDS = 40
+WIDE = 1024
+"""Channels of the last stage from which on a network is trained over rows on a CPU; below, gathering costs more."""
 PUBLISHED = {
     "v1": ((128, 128, 256, 512, 1024), (2, 2, 2, 2)),
     "v2": ((128, 128, 256, 512, 1024, 2048, 4096), (2, 2, 1, 1, 1, 1)),
@@ -88,7 +90,10 @@ class DAVEnet(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
                 nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
-        set_memory_format(self, torch.channels_last)
+        # The same in every mode: an optimizer's state lies in memory as the filters did when it was made. Narrow
+        # networks are trained by torch's convolutions, whose BatchNorm is less exact with channels side by side.
+        if self.output_dim >= WIDE:
+            set_memory_format(self, torch.channels_last)
 
     def forward(self, spectrogram: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Features of every token, or in eval mode of the first ones alone.
@@ -99,7 +104,8 @@ class DAVEnet(nn.Module):
                 hear is not computed for it. In training all are computed: BatchNorm's statistics are of whole
                 spectrograms.
         """
-        if wanted is None or (self.training and spectrogram.is_cuda):
+        by_convolutions = spectrogram.is_cuda or self.output_dim < WIDE
+        if wanted is None or (self.training and by_convolutions):
             x = torch.relu(self.bn1(self.conv1(spectrogram.unsqueeze(1))))  # (B, C, 1, T)
             for name in self.stage_names:
                 x = getattr(self, name)(x)
@@ -109,7 +115,7 @@ class DAVEnet(nn.Module):
             x = self(spectrogram[..., : int(heard)])
             x = F.pad(x, (0, -(-spectrogram.shape[2] // self.stride) - x.shape[2]))
             return x * (torch.arange(x.shape[2], device=x.device) < wanted[:, None])[:, None]
-        # Gathered windows and large products are also twice as fast as torch's convolutions with their gradients.
+        # Wide layers' windows, gathered and multiplied, take half the time of torch's convolutions with gradients.
         every = torch.full_like(wanted, -(-spectrogram.shape[2] // self.stride))
         return self._ragged(spectrogram, every if self.training else wanted)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eao.config import OptimizerConfig
 from eao.errors import ConfigError
@@ -30,6 +31,22 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
         return optimizer(parameters, **{"lr": config.lr, **fused, **config.args})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer.args do not fit torch.optim.{config.name}: {error}") from None
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Continue from a state that an optimizer of the same kind and parameters saved, in whichever form it ran.
+
+    Fused forms go through memory in its order, so the state is laid out as the parameters are.
+    """
+    groups = [
+        {**saved, "fused": group["fused"]} if "fused" in group else saved
+        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, x in values.items():
+            if isinstance(x, Tensor) and x.shape == parameter.shape and x.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=x.dtype).copy_(x)
 
 
 def _has_fused_form(optimizer: type, arguments: Iterable[str], devices: set[str]) -> bool:

@@ -29,7 +29,7 @@ from eao.model import Batch, build_model
 from eao.training.batchnorm import synchronize_batchnorm
 from eao.training.distributed import ALONE, Processes, choose_device
 from eao.training.loss import CombinatorialLoss
-from eao.training.optimizer import build_optimizer, set_learning_rate
+from eao.training.optimizer import build_optimizer, load_optimizer_state, set_learning_rate
 from eao.training.records import EpochRecord, EpochSums, Monitor, Progress, train_metrics
 from eao.training.schedule import Schedule
 from eao.training.state import (
@@ -286,7 +286,7 @@ class Trainer:
         self.sums = EpochSums(**state["sums"])
         self.monitor.load_state_dict(state["monitor"])
         self.schedule.load_state_dict(state["schedule"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.train_step.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

@@ -20,7 +20,11 @@ def test_every_way_is_measured_and_gives_the_same_embeddings():
         assert row.speedups[SIX_PASSES] == 1
         assert set(row.latencies) == set(row.speedups) >= {SIX_PASSES, PACKED}
         assert 0 < row.gflop[PACKED] < row.gflop[SIX_PASSES]
+        # A step reads and writes the weights ten times.
+        assert row.gbyte and row.gbyte >= report.rows[0].gbyte
+    assert 0 < report.norm_share < 1
     text = report.to_markdown()
+    assert "BatchNorm takes" in text
     assert "| evaluation | 2 clips | packed |" in text and report.hardware.cpu in text
 
 

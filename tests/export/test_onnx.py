@@ -45,6 +45,7 @@ def test_every_variant_agrees_with_torch_at_every_size_and_mask(
     assert parity.figures.cosine_min >= THRESHOLDS["fp32"].cosine, parity.figures
     assert parity.batch_invariance >= THRESHOLDS["fp32"].batch_invariance
     assert [p.name for p in path.parent.glob(f"*{path.stem}*")] == [path.name]
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(path).graph.node}  # folded
 
 
 def test_export_is_quiet_names_its_axes_and_leaves_the_model_in_its_mode(

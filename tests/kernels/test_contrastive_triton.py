@@ -132,6 +132,14 @@ def test_tiny_weights_survive_half_precision():
         torch.testing.assert_close(z.float(), 2.0**-20 * x, rtol=5e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-36])
+def test_a_gradient_of_nothing_is_no_nan(size):
+    a, b, weight = random_rows(20, 8), random_rows(20, 8, 1), torch.full((20,), size)
+    row, column, _ = contrastive_triton.forward(a, b, None, 0, 20.0, 0.0, True)
+    for x in contrastive_triton.backward(a, b, None, row, column, weight, weight, -2 * weight, 0, 20.0, 0.0):
+        assert x.abs().max() <= 100 * size
+
+
 def test_the_loss_runs_on_the_kernels(monkeypatch):
     a, b = random_rows(70, 12), random_rows(70, 12, 1)
     valid = torch.arange(70) % 5 != 3

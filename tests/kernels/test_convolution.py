@@ -13,9 +13,9 @@ from eao.kernels.convolution import ragged_conv1d, ranges
 @st.composite
 def problems(draw):
     stride, taps = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 3, 9]))
-    lengths = draw(st.lists(st.integers(0, 12), min_size=1, max_size=5))
+    lengths = draw(st.lists(st.integers(0, 12), max_size=5))
     wanted = [draw(st.integers(0, -(-n // stride))) for n in lengths]
-    return stride, taps, torch.tensor(lengths), torch.tensor(wanted)
+    return stride, taps, torch.tensor(lengths, dtype=torch.int64), torch.tensor(wanted, dtype=torch.int64)
 
 
 def by_clip(x, weight, lengths, wanted, stride):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from eao.config import AudioConfig
 from eao.errors import DataError
+from eao.model import audio
 from eao.model.audio import DAVEnet, frames_per_token, limit_tokens, pool_mask
 
 CHANNELS = {"v1": (3,) * 5, "v2": (3,) * 7}
@@ -116,7 +117,8 @@ def test_what_a_token_does_not_hear_is_not_computed():
 
 
 @pytest.mark.parametrize("frames", [640, 700])
-def test_training_over_rows_is_training_by_convolutions(frames):
+def test_training_over_rows_is_training_by_convolutions(monkeypatch, frames):
+    monkeypatch.setattr(audio, "WIDE", 1)
     x, weights = torch.randn(3, 40, frames, dtype=torch.float64) - 40, torch.randn(3, 3, 11, dtype=torch.float64)
     results = []
     for wanted in (None, torch.tensor([0, 4, 10])):
@@ -130,7 +132,20 @@ def test_training_over_rows_is_training_by_convolutions(frames):
         torch.testing.assert_close(results[1][name], value, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_in_training_the_whole_spectrogram_counts():
+@pytest.mark.parametrize("wide", [1, 1024])
+def test_filters_lie_in_memory_alike_in_every_mode(monkeypatch, wide):
+    monkeypatch.setattr(audio, "WIDE", wide)
+    network = davenet()
+    filters = network.layer1[0].conv1.weight
+    assert filters.is_contiguous() == (wide == 1024)
+    assert filters.is_contiguous(memory_format=torch.channels_last) == (wide == 1)
+    before = filters.stride()
+    assert network.train().layer1[0].conv1.weight is filters and filters.stride() == before
+
+
+@pytest.mark.parametrize("wide", [1, 1024])
+def test_in_training_the_whole_spectrogram_counts(monkeypatch, wide):
+    monkeypatch.setattr(audio, "WIDE", wide)
     network, x = davenet().train(), torch.randn(2, 40, 640)
     network(x, torch.tensor([1, 1]))
     alone = network.bn1.running_mean.clone()

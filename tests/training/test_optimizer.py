@@ -6,7 +6,7 @@ from torch import nn
 
 from eao.config import OptimizerConfig
 from eao.errors import ConfigError
-from eao.training.optimizer import build_optimizer, set_learning_rate
+from eao.training.optimizer import build_optimizer, load_optimizer_state, set_learning_rate
 
 
 def test_an_optimizer_is_found_by_its_name_in_torch():
@@ -47,6 +47,32 @@ def test_optimizers_without_a_fused_form_are_built_too():
     assert isinstance(
         build_optimizer(OptimizerConfig(name="RMSprop"), [nn.Parameter(torch.ones(1))]), torch.optim.RMSprop
     )
+
+
+@pytest.mark.parametrize("saved_fused", [False, True])
+def test_a_state_of_another_form_and_layout_continues_as_if_it_were_its_own(saved_fused):
+    weights = torch.randn(4, 3, 1, 9)
+    gradients = [torch.randn_like(weights) for _ in range(2)]
+
+    def steps(optimizer, parameter, chosen):
+        for gradient in chosen:
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+            optimizer.step()
+
+    def adam(parameter, fused):
+        return build_optimizer(OptimizerConfig(name="Adam", lr=0.1, args={"fused": fused}), [parameter])
+
+    whole = nn.Parameter(weights.clone())
+    steps(adam(whole, False), whole, gradients)
+    first = nn.Parameter(weights.clone())
+    saved = adam(first, saved_fused)
+    steps(saved, first, gradients[:1])
+    second = nn.Parameter(first.detach().contiguous(memory_format=torch.channels_last))
+    resumed = adam(second, True)
+    load_optimizer_state(resumed, saved.state_dict())
+    assert resumed.param_groups[0]["fused"] is True
+    steps(resumed, second, gradients[1:])
+    torch.testing.assert_close(second, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_the_learning_rate_is_that_of_every_group():
