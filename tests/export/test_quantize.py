@@ -142,7 +142,6 @@ def optimized_kernels(graph: onnx.ModelProto, path: Path) -> Counter[str]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(path)
-    options.add_session_config_entry("session.qdqisint8allowed", "1")  # as `open_session` sets it
     onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
