@@ -202,7 +202,7 @@ class _Quantizing:
         if ranged not in self.ranges:
             raise ExportError(f"there is no range for {ranged}", "calibrate all of calibrated_tensors(graph)")
         # What was zero throughout calibration, like the output of a dead ReLU, may span one.
-        scale = np.float32((self.ranges[ranged].bound or 1.0) / self.kind.largest)
+        scale = np.asarray((self.ranges[ranged].bound or 1.0) / self.kind.largest, np.float32)
         parameters = [
             self.rewrite.store(f"{ranged}.scale", scale),
             self.rewrite.store(f"{self.kind.name}.zero", np.zeros((), self.kind.dtype)),
