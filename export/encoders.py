@@ -220,7 +220,7 @@ def _fixed_frames(model: Model) -> int:
 def _avlnet_audio(model: AVLnet, audio: Tensor, frames: Tensor) -> Tensor:
     """`AVLnet`'s audio embedding without a branch on values, so that it can be traced; same numbers, quirk included."""
     features = model.DAVEnet(audio)  # (B, C, N)
-    tokens = features.shape[2]
+    tokens = audio.shape[2] // model.DAVEnet.stride  # not read off the features, whose BatchNorm would stay unfolded
     lengths = (frames / model.DAVEnet.stride).long().clamp(min=1)
     lengths = torch.where(frames[:1] == -1, tokens, lengths)[:, None]  # the first clip decides for the whole batch
     real = torch.arange(tokens, device=features.device) < lengths  # (B, N)

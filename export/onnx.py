@@ -175,6 +175,7 @@ def _trace(model: Model, encoder: str, specs: tuple[InputSpec, ...], opset: int)
         raise ExportError(f"encoder {encoder} cannot be traced at opset {opset}: {first}") from error
     assert program is not None
     _name_axes(program.model.graph, specs)
+    _drop_nan_guards(program.model.graph)
     _strip_notes(program.model)
     return program
 
@@ -218,6 +219,20 @@ def _name_axes(graph: Any, specs: tuple[InputSpec, ...]) -> None:
         for i, size in enumerate(value.shape):
             if not isinstance(size, int) and str(size.value) in names:
                 value.shape[i] = names[str(size.value)]
+
+
+def _drop_nan_guards(graph: Any) -> None:
+    """Take away the exporter's replacement of NaN behind softmax, for rows of which every key is masked.
+
+    The models leave no such row: a clip that lacks a modality gets a token in its place. And TensorRT, which looks for
+    a softmax between two products, gives up over it.
+    """
+    for node in list(graph):
+        condition = node.inputs[0].producer() if node.op_type == "Where" else None
+        if condition is None or condition.op_type != "IsNaN" or condition.inputs[0] is not node.inputs[2]:
+            continue
+        node.outputs[0].replace_all_uses_with(node.inputs[2])
+        graph.remove([node, condition], safe=True)
 
 
 def _strip_notes(model: Any) -> None:

@@ -34,6 +34,7 @@ class _Format:
     per_channel: bool
 
 
+_AXES = (1, 0, -1, -2)
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceSum")
 _INT8 = _Format("int8", 127, np.dtype(np.int8), frozenset(("Conv", "Gemm", "MatMul")), 13, True)
 _FP8 = _Format("fp8", 448, np.dtype(ml_dtypes.float8_e4m3fn), frozenset(("Gemm", "MatMul")), 19, False)
@@ -126,7 +127,8 @@ class _Quantizing:
         self.makers, self.readers = producers(model), consumers(model)
         nodes = {node.name: node for node in model.graph.node}
         self.chosen = {n for n in quantizable_nodes(model) if n not in keep and nodes[n].op_type in kind.operators}
-        self.pairs: dict[str, str] = {}
+        self.pairs: dict[str, int] = {}
+        self.weight_pairs: set[str] = set()
         self.rounded: set[str] = set()
 
     def run(self) -> onnx.ModelProto:
@@ -184,27 +186,35 @@ class _Quantizing:
         return self._pair(name) if self.makers[name].op_type == "Relu" else name
 
     def _pair(self, name: str) -> str:
-        """The name of a tensor after quantising and dequantising it."""
-        if name not in self.pairs:
-            self.pairs[name] = self._quantize(name, root(name, self.makers), f"{name}.dequantized")
-        return self.pairs[name]
+        """The name of a tensor after quantising and dequantising it, by a pair for this reader alone.
 
-    def _quantize(self, name: str, ranged: str, dequantized: str) -> str:
+        onnxruntime's fast kernels take uint8 activations, into which it turns int8 ones only where a pair has one
+        reader; otherwise convolutions stay in float32. It would merge equal pairs again, so they differ in an attribute
+        that means nothing to a single scale.
+        """
+        index = self.pairs.get(name, 0)
+        self.pairs[name] = index + 1
+        suffix = f".{index}" if index else ""
+        axis = _AXES[min(index, len(_AXES) - 1)]
+        return self._quantize(name, root(name, self.makers), f"{name}.dequantized{suffix}", suffix, axis)
+
+    def _quantize(self, name: str, ranged: str, dequantized: str, suffix: str = "", axis: int = 1) -> str:
         if ranged not in self.ranges:
             raise ExportError(f"there is no range for {ranged}", "calibrate all of calibrated_tensors(graph)")
         # What was zero throughout calibration, like the output of a dead ReLU, may span one.
-        scale = np.float32((self.ranges[ranged].bound or 1.0) / self.kind.largest)
+        scale = np.asarray((self.ranges[ranged].bound or 1.0) / self.kind.largest, np.float32)
         parameters = [
             self.rewrite.store(f"{ranged}.scale", scale),
             self.rewrite.store(f"{self.kind.name}.zero", np.zeros((), self.kind.dtype)),
         ]
-        quantized = self.rewrite.add("QuantizeLinear", [name, *parameters], f"{name}.{self.kind.name}")
-        return self.rewrite.add("DequantizeLinear", [quantized, *parameters], dequantized)
+        integers = f"{name}.{self.kind.name}{suffix}"
+        quantized = self.rewrite.add("QuantizeLinear", [name, *parameters], integers, axis=axis)
+        return self.rewrite.add("DequantizeLinear", [quantized, *parameters], dequantized, axis=axis)
 
     def _weight(self, name: str, channel_axis: int, transposed: bool = False) -> str:
         """A stored weight in 8 bits and the pair's second half; one that several nodes read is stored once."""
         dequantized = f"{name}.dequantized" + (".transposed" if transposed else "")
-        if dequantized not in self.pairs:
+        if dequantized not in self.weight_pairs:
             if dequantized not in self.weights:
                 values = to_array(self.stored[name])
                 values = values.T if transposed else values
@@ -217,8 +227,9 @@ class _Quantizing:
                 self.rewrite.store(f"{name}.{suffix}.zero", np.zeros(scale.shape, self.kind.dtype)),
             ]
             axis = {"axis": channel_axis} if self.kind.per_channel else {}
-            self.pairs[dequantized] = self.rewrite.add("DequantizeLinear", parameters, dequantized, **axis)
-        return self.pairs[dequantized]
+            self.rewrite.add("DequantizeLinear", parameters, dequantized, **axis)
+            self.weight_pairs.add(dequantized)
+        return dequantized
 
 
 def _quantize_weight(values: NDArray, kind: _Format, channel_axis: int) -> tuple[NDArray, NDArray[np.float32]]:

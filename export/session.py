@@ -64,9 +64,6 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    # Otherwise onnxruntime turns int8 activations into uint8 first, and where two nodes read one, convolutions stay in
-    # float32 for it.
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
     if not Path(path).is_file():
         raise ExportError(f"{path} does not exist", "export the bundle again")
     settings: dict[str, dict[str, Any]] = {CUDA: {"device_id": number}}

@@ -64,6 +64,15 @@ def test_export_is_quiet_names_its_axes_and_leaves_the_model_in_its_mode(
     assert str(Path.cwd()).encode() not in (tmp_path / "v.onnx").read_bytes()  # no stack traces of this machine
 
 
+def test_nothing_stands_between_softmax_and_the_product_with_the_values(
+    make_graph: Callable[[str, str], Path],
+) -> None:
+    nodes = onnx.load(make_graph("deep", "text")).graph.node
+    softmax = {node.output[0] for node in nodes if node.op_type == "Softmax"}
+    assert len(softmax) == 2
+    assert [node.op_type for node in nodes if softmax & set(node.input)] == ["MatMul", "MatMul"]
+
+
 def test_weights_can_stand_beside_the_graph(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model("depth0-minimal")
     graph = export_onnx(model, "video", tmp_path / "v.onnx", external_data=True, threads=1)

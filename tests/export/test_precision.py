@@ -15,6 +15,7 @@ from eao.export.encoders import Model, input_specs
 from eao.export.graph import element_types, initializers, producers, root
 from eao.export.parity import EncoderParity, encoder_parity
 from eao.export.precision import COMPUTE, HALF_TYPES, simulate, to_half
+from eao.export.reference import Reference
 from eao.export.runtime import batch_feeds
 from eao.export.session import open_session
 
@@ -29,7 +30,7 @@ def parity(model: Model, encoder: str, graph: onnx.ModelProto, folder: Path) -> 
     def encode(batch, name: str) -> NDArray[np.float32]:  # type: ignore[no-untyped-def]
         return session.run(None, batch_feeds(batch, specs, name))[0]
 
-    return encoder_parity(model, encode, encoder)
+    return encoder_parity(Reference(model), encode, encoder)
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
