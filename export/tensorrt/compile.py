@@ -8,7 +8,7 @@ With TensorRT this is unverified on GPU; TensorRT-RTX builds without one.
 
 from __future__ import annotations
 
-import resource
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +62,7 @@ def compile_engine(api: TensorRT, job: Job) -> BuildFacts:
         outputs=tuple(_describe(network.get_output(i)) for i in range(network.num_outputs)),
         layers=network.num_layers,
         seconds=round(time.perf_counter() - start, 3),
-        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory=_peak_memory(),
         timing_cache=cached,
     )
 
@@ -72,7 +72,7 @@ def make_logger(api: TensorRT, errors: list[str], say: Callable[[str], None] = p
     trt = api.module
     failures = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
 
-    class Messages(trt.ILogger):
+    class Messages(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -189,6 +189,12 @@ def save_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
 def _describe(tensor: tensorrt.ITensor) -> TensorFacts:
     dtype: tensorrt.DataType = tensor.dtype
     return TensorFacts(name=tensor.name, dtype=dtype.name.lower(), shape=tuple(tensor.shape))
+
+
+def _peak_memory() -> int:
+    """Of this process in bytes. The system's resource usage would count that of the process that started it too."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return int(found[1]) * 1024 if found else 0
 
 
 def _last(errors: list[str], otherwise: str) -> str:

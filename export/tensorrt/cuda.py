@@ -237,7 +237,8 @@ class PyCuda:
         return self._driver.pagelocked_empty(size, np.uint8)
 
     def free_pinned(self, memory: Bytes) -> None:
-        memory.base.free()
+        owner: Any = memory.base
+        owner.free()
 
     def create_stream(self) -> int:
         stream = self._driver.Stream(1)  # CU_STREAM_NON_BLOCKING

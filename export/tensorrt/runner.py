@@ -13,7 +13,7 @@ import math
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -138,8 +138,7 @@ class TensorRTSession:
             if graph is not None:
                 self._cuda.launch(graph, self._stream)
             else:
-                for step in self._steps(plan, sizes):
-                    step()
+                _start(self._steps(plan, sizes))
             self._cuda.synchronize(self._stream)
             if not plan.warm:
                 plan.warm = True
@@ -276,7 +275,7 @@ class TensorRTSession:
             return None
         if plan.graph is None:
             try:
-                plan.graph = self._cuda.capture(self._stream, lambda: [step() for step in self._steps(plan, sizes)])
+                plan.graph = self._cuda.capture(self._stream, partial(_start, self._steps(plan, sizes)))
             except ExportError as error:
                 log.warning("%s runs without a CUDA graph: %s", self.path.name, error.message)
                 self._graphs = False
@@ -301,6 +300,11 @@ class TensorRTSession:
     def _failed(self, what: str) -> ExportError:
         said = f": {' '.join(self._errors[-1].split())[:300]}" if self._errors else ""
         return ExportError(f"the engine {self.path} failed: {what}{said}", "build it again on this machine")
+
+
+def _start(steps: Sequence[Callable[[], None]]) -> None:
+    for step in steps:
+        step()
 
 
 def _size(shape: Sequence[int], dtype: str) -> int:

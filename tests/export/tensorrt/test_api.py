@@ -32,10 +32,8 @@ class Checker:
         self.is_rtx = is_rtx
         self.used: set[tuple[str, str]] = set()
         self.faults: list[str] = []
-        # Names that hardly anything else has: with an underscore, and of a class of the runtime, builder or parser.
-        self.telling = {
-            member for cls, members in names.items() for member in members if "_" in member and not member.isupper()
-        } - {"dtype", "set_name"}
+        # Names that hardly anything else has.
+        self.telling = {name for members in names.values() for name in members if "_" in name and name.islower()}
 
     def source(self, text: str) -> Checker:
         self.block(ast.parse(text).body, {})
