@@ -22,6 +22,20 @@ COMPUTE_CAPABILITIES = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM8
 TARGETS = ("8.0", "8.6", "8.9", "12.0")
 """Ampere (A100; GeForce 30, RTX A), Ada (GeForce 40, RTX Ada, L4, L40), Blackwell (GeForce 50, RTX PRO)."""
 
+_FP8_FROM = (8, 9)
+
+
+def targets_for(precision: str) -> tuple[str, ...]:
+    """The usual targets that have the arithmetic of a precision: fp8 begins with Ada.
+
+    Example:
+        >>> targets_for("fp16"), targets_for("fp8")
+        (('8.0', '8.6', '8.9', '12.0'), ('8.9', '12.0'))
+    """
+    if precision != "fp8":
+        return TARGETS
+    return tuple(target for target in TARGETS if tuple(map(int, target.split("."))) >= _FP8_FROM)
+
 
 @dataclass(frozen=True)
 class TensorRT:

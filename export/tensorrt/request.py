@@ -23,8 +23,8 @@ class BuildRequest(Record):
     Attributes:
         flavour: "tensorrt" or "tensorrt-rtx".
         profiles: from `make_profiles`.
-        targets: compute capabilities that TensorRT-RTX builds for, all in one engine; by default `TARGETS`. Empty for
-            TensorRT, which builds for the GPU it runs on.
+        targets: compute capabilities that TensorRT-RTX builds for, all in one engine; by default `TARGETS`, and for an
+            fp8 graph they should be `targets_for("fp8")`. Empty for TensorRT, which builds for the GPU it runs on.
         version_compatible: TensorRT only: let later versions load the engine, which then carries a runtime.
         hardware_compatible: TensorRT only: one engine for every GPU from Ampere on, at some cost in speed.
         workspace: bytes of device memory that a layer may use for scratch; by default as much as there is.

@@ -20,6 +20,7 @@ from eao.export.bundle import WrittenBundle
 from eao.export.encoders import Model, concrete_shape, input_specs
 from eao.export.onnx import export_onnx
 from eao.export.tensorrt import builder
+from eao.export.tensorrt.api import targets_for
 from eao.export.tensorrt.builder import build
 from eao.export.tensorrt.profiles import AxisRange, Profile, make_profiles
 from eao.export.tensorrt.request import BuildRequest, BuiltEngine
@@ -153,6 +154,36 @@ def test_engines_of_the_demos_largest_encoder_build_at_every_precision(tmp_path:
         check_engine(built, encoder, model)
         sizes[precision] = built.size
     assert sizes["fp16"] < sizes["fp32"] and sizes["int8"] < sizes["fp32"]
+
+
+def fp8_graph(path: Path) -> Path:
+    """x (batch, 16) times a weight, both through float8 and back."""
+    rng = np.random.default_rng(0)
+    weight = numpy_helper.from_array(rng.standard_normal((16, 16)).astype(np.float32), "w")
+    scale = numpy_helper.from_array(np.float32(0.01), "scale")
+    zero = helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0])
+    nodes = [
+        helper.make_node(op, [source, "scale", "zero"], [target], name=target)
+        for name in ("x", "w")
+        for op, source, target in (
+            ("QuantizeLinear", name, f"{name}_q"),
+            ("DequantizeLinear", f"{name}_q", f"{name}_dq"),
+        )
+    ]
+    nodes.append(helper.make_node("MatMul", ["x_dq", "w_dq"], ["output"], name="product"))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16])
+    y = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 16])
+    graph = helper.make_graph(nodes, "g", [x], [y], [weight, scale, zero])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    return path
+
+
+@rtx
+def test_float8_builds_for_the_targets_that_have_it_and_others_are_named(tmp_path: Path) -> None:
+    graph = fp8_graph(tmp_path / "g.onnx")
+    assert build(graph, tmp_path / "e.engine", request_for((ONE_AXIS,), targets=targets_for("fp8"))).size > 1000
+    with pytest.raises(ExportError, match="sm80, sm86.*fp8"):
+        build(graph, tmp_path / "e.engine", request_for((ONE_AXIS,)))
 
 
 @rtx
