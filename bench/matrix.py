@@ -58,8 +58,10 @@ class Options:
     threads: int | None = None
 
     def check(self) -> None:
-        """Raises:
-        ConfigError: a batch below 1, a length outside (0, 1], no time, a rate that is none, or a deadline without one.
+        """Refuse what measures nothing.
+
+        Raises:
+            ConfigError: a batch below 1, a length outside (0, 1], no time, a rate that is none, or a deadline without one.
         """
         if not self.batches or min(self.batches) < 1:
             raise ConfigError(f"batches {list(self.batches)}: there must be one, of at least 1 clip")
@@ -132,7 +134,7 @@ def bench_bundle(
     threads = options.threads or hardware.cores
     entries: list[Entry] = []
     facts: list[EngineFacts] = []
-    with _torch_threads(threads), foreign_load() as others:
+    with _torch_threads(threads):
         say("the machine's ceilings")
         ceiling = measure_ceiling("cuda" if bundle.device.startswith("cuda") else "cpu")
         verify = _Verifier(bundle)
@@ -162,7 +164,6 @@ def bench_bundle(
         hardware=hardware,
         versions=versions(),
         ceiling=ceiling,
-        foreign_cores=others.cores,
         model_mb=sum(p.nbytes for p in model.parameters()) / 1e6 if model is not None else None,
         entries=entries,
         engines=facts,
@@ -204,6 +205,14 @@ def choose_engines(
     return found, skipped
 
 
+def torch_encoder(model: Model, encoder: str, feeds: Mapping[str, NDArray]) -> Function:
+    """The model as a user calls it, over packed tokens; on a device with the copies to it and back."""
+    model.eval()
+    device = next(model.parameters()).device
+    batch = to_batch(model, encoder, tuple(torch.from_numpy(array) for array in feeds.values()))
+    return lambda: normalize(model(batch.to(device), [encoder])[encoder]).cpu()
+
+
 def _open(bundle: Bundle, entry: EngineEntry, points: Sequence[Point], threads: int) -> tuple[Cost, Session]:
     cost = measure_cost(bundle.path, entry, [point.sizes for point in points], threads, bundle.device)
     return cost, open_engine(bundle.path, entry, bundle.manifest.specs(entry.encoder), threads, bundle.device)
@@ -213,7 +222,7 @@ def _measure(
     model: Model | None, bundle: Bundle, encoder: str, ways: Sequence[_Way], point: Point, options: Options
 ) -> Entry:
     feeds = random_feeds(bundle.manifest.specs(encoder), point.sizes)
-    functions: dict[str, Function] = {TORCH: _eager(model, encoder, feeds)} if model is not None else {}
+    functions: dict[str, Function] = {TORCH: torch_encoder(model, encoder, feeds)} if model is not None else {}
     functions |= {way.name: partial(way.session.run, feeds) for way in ways}
     work = encoder_work(bundle.config.model, encoder, point.sizes)
     weights = {TORCH: work.weights, **{way.name: way.file_bytes for way in ways}}
@@ -251,14 +260,6 @@ def _measure(
         },
         foreign_cores=others.cores,
     )
-
-
-def _eager(model: Model, encoder: str, feeds: Mapping[str, NDArray]) -> Function:
-    """The model as a user calls it, over packed tokens; on a device with the copies to it and back."""
-    model.eval()
-    device = next(model.parameters()).device
-    batch = to_batch(model, encoder, tuple(torch.from_numpy(array) for array in feeds.values()))
-    return lambda: normalize(model(batch.to(device), [encoder])[encoder]).cpu()
 
 
 def _copies(session: Session, feeds: Mapping[str, NDArray]) -> Copies | None:

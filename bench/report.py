@@ -143,7 +143,6 @@ class BenchReport(pydantic.BaseModel):
     hardware: Hardware
     versions: dict[str, str]
     ceiling: Ceiling
-    foreign_cores: float | None = None
     model_mb: float | None = None
     entries: list[Entry]
     engines: list[EngineFacts]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from eao.bench.feeds import random_feeds
+from eao.bench.matrix import torch_encoder
 from eao.config import Config, ModelConfig
 from eao.export.build import Request
 from eao.export.bundle import write_bundle
-from eao.export.encoders import EncoderModule, Model
+from eao.export.encoders import Model
 from eao.export.engines import unusable
 from eao.export.runtime import Bundle
 from eao.model import ENCODERS, build_model
@@ -57,11 +59,7 @@ def test_encoder_latency(
     threads = torch.get_num_threads()
     bundle = Bundle(path, threads, engine=engine, precision=precision) if precision else Bundle(path, threads)
     feeds = random_feeds(bundle.manifest.specs(encoder), {**SIZES, "batch": batch})
-    if way == "torch":
-        module = EncoderModule(model, encoder)
-        tensors = tuple(torch.from_numpy(array) for array in feeds.values())
-        with torch.inference_mode():
-            output = benchmark(module, *tensors)
-    else:
-        output = benchmark(bundle.run, encoder, feeds)
+    call = partial(bundle.run, encoder, feeds) if precision else torch_encoder(model, encoder, feeds)
+    with torch.inference_mode():
+        output = benchmark(call)
     assert output.shape == (batch, 512)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eao.cli.common import DryRun, Json, Overrides, app, split_names
+from eao.cli.common import Device, DryRun, Json, Overrides, app, split_names
 from eao.console import print_json
 
 
@@ -115,7 +115,7 @@ def bench(
         str | None, typer.Option(help="Also let requests come at random times, such as 50/s, and measure their wait.")
     ] = None,
     deadline: Annotated[str | None, typer.Option(help="With --rate: tell what share took longer, as 20ms.")] = None,
-    device: Annotated[str, typer.Option(help="Of engines and of PyTorch: cpu or cuda.")] = "cpu",
+    device: Device = None,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report as JSON here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write one page with plots here.")] = None,
     docs: Annotated[Path | None, typer.Option(help="Refresh performance.md and parity.md in this folder.")] = None,
@@ -137,10 +137,11 @@ def bench(
     elif target in SUITES and not Path(target).exists():
         values = run_suite(target, output, docs, quiet=as_json)
     else:
-        from eao.api import load
+        from eao.api import choose_device, load
         from eao.bench.arrivals import parse_milliseconds, parse_rate
         from eao.bench.matrix import Options
 
+        device = choose_device(device)  # one for engines and PyTorch
         values = run_benchmark(
             load(target, device=device, overrides=overrides or []),
             model=load(model, device=device) if model is not None else None,
