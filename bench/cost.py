@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pydantic
+import torch
 
 from eao.bench.feeds import random_feeds
 from eao.bench.latency import peak_memory
@@ -33,6 +34,7 @@ class Cost(pydantic.BaseModel):
         first_run_ms: of the first call after that.
         memory_mb: by how much resident memory rose at its peak, from before the engine was opened until it had run at
             every size, in 1e6 bytes.
+        device_mb: by how much the used memory of the GPU rose until then, if there is one. Unverified on GPU.
     """
 
     key: str
@@ -40,6 +42,7 @@ class Cost(pydantic.BaseModel):
     load_seconds: float
     first_run_ms: float
     memory_mb: float
+    device_mb: float | None = None
 
 
 def measure_cost(
@@ -87,7 +90,8 @@ def _measure(
 ) -> Cost:
     specs = load_manifest(folder).specs(entry.encoder)
     feeds = [random_feeds(specs, sizes) for sizes in plan]
-    importlib.import_module(PACKAGES[entry.engine])  # its own libraries are no engine's memory
+    importlib.import_module(PACKAGES[entry.engine])  # the libraries that come with it are no engine's memory
+    before = _device_bytes()
     with peak_memory() as memory:
         start = time.perf_counter()
         session = open_engine(folder, entry, specs, threads, device)
@@ -96,10 +100,20 @@ def _measure(
         first = time.perf_counter()
         for later in feeds[1:]:
             session.run(later)
+    after = _device_bytes()
     return Cost(
         key=entry.key,
         file_mb=weight_bytes(folder, entry) / 1e6,
         load_seconds=loaded - start,
         first_run_ms=1e3 * (first - loaded),
         memory_mb=memory.growth / 1e6,
+        device_mb=None if before is None or after is None else (after - before) / 1e6,
     )
+
+
+def _device_bytes() -> int | None:
+    """Memory of the GPU that is in use, by this process or another."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return total - free

@@ -61,7 +61,7 @@ class Options:
         """Refuse what measures nothing.
 
         Raises:
-            ConfigError: a batch below 1, a length outside (0, 1], no time, a rate that is none, or a deadline without one.
+            ConfigError: a batch below 1, a length outside (0, 1], no time, or a deadline without a rate.
         """
         if not self.batches or min(self.batches) < 1:
             raise ConfigError(f"batches {list(self.batches)}: there must be one, of at least 1 clip")

@@ -236,7 +236,10 @@ class BenchReport(pydantic.BaseModel):
         for facts in self.engines:
             cost, parity = facts.cost, facts.parity
             cells = [facts.encoder, facts.way, f"{cost.file_mb:,.1f}", f"{cost.load_seconds:.2f}"]
-            cells += [_ms(cost.first_run_ms), f"{cost.memory_mb:,.0f}"]
+            memory = f"{cost.memory_mb:,.0f}"
+            if cost.device_mb is not None:
+                memory += f" + {cost.device_mb:,.0f} on the GPU"
+            cells += [_ms(cost.first_run_ms), memory]
             cells.append("" if parity is None else f"{parity.cosine_min:.6f}")
             kept = None if parity is None else parity.top10_overlap
             rows.append((*cells, "" if kept is None else f"{100 * kept:.1f} %"))

@@ -52,7 +52,8 @@ def test_arithmetic_grows_with_the_batch_and_is_that_of_the_products() -> None:
 def test_only_the_weights_of_the_encoder_count() -> None:
     named = dict(build_model(CONFIG).named_parameters())
     text = encoder_work(CONFIG, "text", {"batch": 1, "text_tokens": 5}).weights
-    own = sum(p.nbytes for n, p in named.items() if n.startswith(("text", "fusion")))
+    # The norm after the last block is in the published checkpoints, but takes part in nothing.
+    own = sum(p.nbytes for n, p in named.items() if n.startswith(("text", "fusion")) and "fusion.norm" not in n)
     assert text == own
     assert text < sum(p.nbytes for p in named.values())
 
