@@ -11,6 +11,7 @@ from eao.export.encoders import BATCH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 _EXACT = 1e-9
 """1 - cosine is drawn from here on: 0 has no logarithm."""
@@ -30,9 +31,10 @@ def encoder_plot(report: BenchReport, encoder: str) -> str:
     drawing, (by_batch, by_length, pareto) = draw(height=3.2, columns=3)
     at_longest = sorted((e for e in entries if e.length == longest), key=lambda e: e.sizes[BATCH])
     at_fewest = sorted((e for e in entries if e.sizes[BATCH] == fewest), key=lambda e: e.length)
-    _lines(by_batch, at_longest, [e.sizes[BATCH] for e in at_longest], ways)
+    batches = [e.sizes[BATCH] for e in at_longest]
+    _lines(by_batch, at_longest, batches, ways)
     by_batch.set_xscale("log", base=2)
-    _label_ticks(by_batch, [e.sizes[BATCH] for e in at_longest])
+    by_batch.set_xticks(batches, [str(batch) for batch in batches])
     by_batch.set_xlabel(f"clips a call, {100 * longest:.0f} % of the length")
     by_batch.set_ylabel("median ms a call")
     _lines(by_length, at_fewest, [100 * e.length for e in at_fewest], ways)
@@ -65,11 +67,16 @@ def _lines(axes: Axes, entries: Sequence[Entry], x: Sequence[float], ways: Seque
         if points:
             axes.plot(*zip(*points, strict=True), marker=_marker(i), color=_color(i, way), ms=4, lw=1, label=way)
     axes.set_yscale("log")
+    _milliseconds(axes.yaxis)
 
 
-def _label_ticks(axes: Axes, batches: Sequence[int]) -> None:
-    axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.minorticks_off()
+def _milliseconds(axis: Axis) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade: times often lie within one."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _pareto(axes: Axes, report: BenchReport, entry: Entry, ways: Sequence[str]) -> None:
@@ -87,6 +94,7 @@ def _pareto(axes: Axes, report: BenchReport, entry: Entry, ways: Sequence[str]) 
         axes.axvline(entry.results[TORCH].latency.median_ms, color=TEXT, lw=0.8, ls=":")
         axes.set_title("dotted: PyTorch", fontsize=8, color=TEXT, loc="right")
     axes.set_xscale("log")
+    _milliseconds(axes.xaxis)
     axes.set_yscale("log")
     axes.set_xlabel(f"median ms a call, batch {entry.sizes[BATCH]}")
     axes.set_ylabel("1 - cosine, worst clip")

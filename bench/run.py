@@ -177,7 +177,7 @@ def short_rows(report: BenchReport) -> list[dict[str, Any]]:
     rows = []
     for entry in report.entries:
         for way, result in entry.results.items():
-            row = {"encoder": entry.encoder, "batch": entry.sizes[BATCH]}
+            row: dict[str, Any] = {"encoder": entry.encoder, "batch": entry.sizes[BATCH]}
             if len(lengths) > 1:
                 row["length"] = f"{100 * entry.length:.0f} %"
             row |= {
