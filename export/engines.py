@@ -27,12 +27,13 @@ OFFERED: dict[str, tuple[str, ...]] = {
     "tensorrt-rtx": ("fp32", "fp16", "bf16", "int8", "fp8"),
 }
 """What each runtime can be given. Whether it pays on a machine, `eao bench` says."""
-_PACKAGES = {
+PACKAGES = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
+"""Engine -> the module of its runtime."""
 
 
 class Session(Protocol):
@@ -79,8 +80,8 @@ def unusable(engine: str, device: str = "cpu", precision: str = "fp32") -> str |
         device: "cpu" or "cuda".
         precision: of the engine.
     """
-    if importlib.util.find_spec(_PACKAGES[engine]) is None:
-        return f"the package {_PACKAGES[engine]} is not installed"
+    if importlib.util.find_spec(PACKAGES[engine]) is None:
+        return f"the package {PACKAGES[engine]} is not installed"
     if engine.startswith("tensorrt"):
         import torch
 

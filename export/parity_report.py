@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pydantic
 
 from eao.errors import ExportError
 from eao.export.bisect import Divergence
+from eao.export.page import Table
 from eao.export.parity import ParityReport
 from eao.export.ranking import RankingParity
 from eao.files import write_text
@@ -25,18 +25,6 @@ RANKING_NOTE = (
     "the model allow, median rank less the model's, queries with the same ten best items, share of these items, and "
     "rank correlation of whole galleries."
 )
-
-
-class Table(NamedTuple):
-    """A table of cells of plain text."""
-
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-
-    def to_markdown(self) -> str:
-        """The lines of a Markdown table."""
-        lines = [self.header, ("---",) * len(self.header), *self.rows]
-        return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 class BundleParity(pydantic.BaseModel):

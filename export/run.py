@@ -94,7 +94,7 @@ def export_bundle(
 def print_parity(written: WrittenBundle) -> None:
     """The figures that decide, a line for each engine, and a line for each figure that missed its threshold."""
     print_table(
-        "engines against PyTorch", [_row(report, name) for report in written.parity for name in report.encoders]
+        "engines against PyTorch", [_row(report, name) for report in written.parity.reports for name in report.encoders]
     )
     count = len(written.manifest.engines)
     err.print(f"{written.path}: {count} engines; all figures are in {written.path / PARITY_MARKDOWN}", soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eao.cli.common import DryRun, Json, Overrides, app, split_names
+from eao.cli.common import Device, DryRun, Json, Overrides, app, split_names
 from eao.console import print_json
 
 
@@ -92,16 +92,32 @@ def export(
 @app.command()
 def bench(
     target: Annotated[
-        str, typer.Argument(help="A bundle made by `eao export`, or attention, forward, gradcache, loader, loss.")
+        str,
+        typer.Argument(
+            help="A bundle made by `eao export`; compare A.json B.json; or attention, forward, gradcache, loader, loss."
+        ),
     ],
     overrides: Overrides = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The checkpoint, for PyTorch beside the engines.")
     ] = None,
-    encoder: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="onnx, openvino, trt, trt-rtx; default: all.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32, int8, ...; default: all of the bundle.")] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="text, video-audio, ...; default: all.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; default 1 and 8.")] = None,
+    length: Annotated[
+        list[float] | None, typer.Option(help="Lengths as shares of the longest clip; default 1, the longest.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Time per measurement.")] = 2.0,
+    max_runs: Annotated[int | None, typer.Option(help="The most calls per measurement.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of one call; default: all cores.")] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Also let requests come at random times, such as 50/s, and measure their wait.")
+    ] = None,
+    deadline: Annotated[str | None, typer.Option(help="With --rate: tell what share took longer, as 20ms.")] = None,
+    device: Device = None,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report as JSON here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page with plots here.")] = None,
     docs: Annotated[Path | None, typer.Option(help="Refresh performance.md and parity.md in this folder.")] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -109,27 +125,43 @@ def bench(
     """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process.
 
     Instead of a bundle, the name of a benchmark that needs none: `forward` (the packed model), `attention`, `loss`,
-    `gradcache` (training steps in chunks) or `loader` (raw features and shards).
+    `gradcache` (training steps in chunks) or `loader` (raw features and shards). `compare A.json B.json` tells which
+    times of two reports differ by more than the noise.
     """
-    from eao.bench.run import SUITES, run_benchmark, run_suite
+    from eao.bench.run import SUITES, run_benchmark, run_comparison, run_suite
 
-    if target in SUITES and not Path(target).exists():
+    if target == "compare" and not Path(target).exists():
+        if len(overrides or []) != 2:
+            raise typer.BadParameter("compare takes two reports: eao bench compare A.json B.json")
+        values = run_comparison(*(overrides or []), quiet=as_json)
+    elif target in SUITES and not Path(target).exists():
         values = run_suite(target, output, docs, quiet=as_json)
-        if as_json:
-            print_json(values)
-        return
-    from eao.api import load
+    else:
+        from eao.api import choose_device, load
+        from eao.bench.arrivals import parse_milliseconds, parse_rate
+        from eao.bench.matrix import Options
 
-    report = run_benchmark(
-        load(target, overrides=overrides or []),
-        model=load(model, device="cpu") if model is not None else None,
-        encoders=encoder,
-        batches=batch or [1, 8],
-        seconds=seconds,
-        output=output,
-        docs=docs,
-        dry_run=dry_run,
-        quiet=as_json,
-    )
+        device = choose_device(device)  # one for engines and PyTorch
+        values = run_benchmark(
+            load(target, device=device, overrides=overrides or []),
+            model=load(model, device=device) if model is not None else None,
+            encoders=split_names(encoder),
+            runtimes=split_names(engine),
+            precisions=split_names(precision),
+            options=Options(
+                batches=batch or (1, 8),
+                lengths=length or (1.0,),
+                seconds=seconds,
+                max_runs=max_runs,
+                rate=parse_rate(rate) if rate is not None else None,
+                deadline_ms=parse_milliseconds(deadline) if deadline is not None else None,
+                threads=threads,
+            ),
+            output=output,
+            html=html,
+            docs=docs,
+            dry_run=dry_run,
+            quiet=as_json,
+        )
     if as_json:
-        print_json(report)
+        print_json(values)

@@ -222,14 +222,14 @@ def export(demo: Demo) -> None:
 def benchmark(demo: Demo) -> None:
     """PyTorch and onnxruntime, interleaved."""
     from eao.api import load
+    from eao.bench.matrix import Options
     from eao.bench.run import run_benchmark
 
     report = run_benchmark(
         load(demo.bundle),
         model=load(demo.run / "best", device="cpu"),
         encoders=("text", "video-audio") if demo.quick else None,
-        batches=[1, 8],
-        seconds=0.5 if demo.quick else 1.0,
+        options=Options(seconds=0.5 if demo.quick else 1.0),
         output=demo.folder / "bench.json",
         quiet=demo.quiet,
     )

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from eao.errors import MissingDependencyError
+from eao.export.drawing import require_matplotlib
 from eao.export.parity_page import render_page
-from eao.export.parity_plots import require_matplotlib
 from eao.export.parity_report import BundleParity
 
 from .reports import made_up, make_parity

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from eao.api import load
-from eao.bench.report import bench_bundle
-from eao.bench.run import run_benchmark, short_rows
+from eao.bench.matrix import Options
+from eao.bench.run import run_benchmark
 from eao.errors import ConfigError, ExportError
 from eao.export.run import export_bundle
 from eao.training.run import run_training
@@ -32,9 +32,15 @@ def test_a_run_becomes_a_proven_bundle_that_is_used_again_and_measured(run, tmp_
 
     docs = tmp_path / "docs"
     measured = run_benchmark(
-        load(bundle), load(run), ["text"], [1], 0.05, output=tmp_path / "bench.json", docs=docs, quiet=True
+        load(bundle),
+        load(run),
+        ["text"],
+        options=Options(batches=(1,), seconds=0.05),
+        output=tmp_path / "bench.json",
+        docs=docs,
+        quiet=True,
     )
-    assert [row["encoder"] for row in measured["rows"]] == ["text"]
+    assert [row["engine"] for row in measured["rows"]] == ["torch", "onnxruntime fp32"]
     assert json.loads((tmp_path / "bench.json").read_text())["hardware"]
     assert "| text | 1 |" in (docs / "performance.md").read_text()
     assert (docs / "parity.md").read_text() == (bundle / "parity.md").read_text()
@@ -62,14 +68,3 @@ def test_a_dry_run_names_the_encoders_and_writes_nothing(run, tmp_path):
 def test_what_cannot_be_exported_is_said_at_once(run, tmp_path, choice):
     with pytest.raises(ExportError, match="gpu|int4|tensorrt cannot|smell|cosine=2"):
         export_bundle(load(run), tmp_path / "bundle", **choice)
-
-
-def test_a_ratio_measured_beside_other_work_is_not_shown(run, tmp_path):
-    bundle = tmp_path / "bundle"
-    export_bundle(load(run), bundle, encoders=["text"], quiet=True)
-    report = bench_bundle(load(run).backend.model, bundle, ["text"], [1], seconds=0.05)
-    busy = report.entries[0].model_copy(update={"foreign_cores": 1.5})
-    idle = report.entries[0].model_copy(update={"foreign_cores": 0.0})
-    rows = short_rows(report.model_copy(update={"entries": [busy, idle]}))
-    assert rows[0]["speed-up"] == "busy machine"
-    assert rows[1]["speed-up"] == f"{report.entries[0].speedup:.2f}x"
