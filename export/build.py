@@ -19,7 +19,7 @@ from eao.export.engines import OFFERED, PRECISIONS, OnnxSession, Session, engine
 from eao.export.manifest import EngineEntry, FileEntry
 from eao.export.onnx import EMBED_LIMIT, OPSET, ExportedGraph, export_onnx
 from eao.export.precision import HALF_TYPES, simulate, to_half
-from eao.export.quantize import calibrated_tensors, quantizable_nodes, to_fp8, to_int8
+from eao.export.quantize import Quantizer, calibrated_tensors, quantizable_nodes
 from eao.export.sensitivity import find_sensitive, relax, run_graph
 from eao.export.weights import WeightFile, external_files
 from eao.files import atomic_path
@@ -31,7 +31,7 @@ CALIBRATED = ("int8", "int8-nncf", "fp8")
 SIMULATED = ("bf16", "fp8")
 """The precisions that onnxruntime has no CPU kernels for: their rounding is simulated."""
 JUDGES = 64
-"""Calibration clips that tell whether a quantised graph is good enough."""
+"""Samples that tell whether a quantised graph is good enough."""
 GRAPH_OF = {"int8-weights": "fp32", "int8-nncf": "fp32"}
 """The precisions that a runtime makes on its own, and the graph it makes them from."""
 
@@ -52,8 +52,8 @@ class Options:
         opset: of the ONNX graphs.
         threads: of trial runs.
         calibration: how the ranges of int8 and fp8 are chosen: "minmax", "percentile" or "entropy".
-        cosine: least cosine of a calibration clip's embedding by the int8 or fp8 graph; the nodes that add most to the
-            error stay in higher precision until it holds.
+        cosine: least cosine of a sample's embedding by the int8 or fp8 graph; the nodes that add most to the error stay
+            in higher precision until it holds. Above the threshold of parity, which is measured on other clips.
         share_weights: keep equal weights of all encoders once, in a file beside the graphs; by default where the graphs
             are large.
         targets: compute capabilities that TensorRT-RTX engines are built for; by default all that it offers.
@@ -63,7 +63,7 @@ class Options:
 
     opset: int = OPSET
     threads: int | None = None
-    calibration: Method = "percentile"
+    calibration: Method = "minmax"
     cosine: float = 0.995
     share_weights: bool | None = None
     targets: tuple[str, ...] = ()
@@ -112,7 +112,8 @@ class EncoderBuild:
         encoder: a name.
         folder: of the bundle.
         options: for all engines.
-        samples: gives inputs of the encoder from real clips, for int8 and fp8; called once, if at all.
+        samples: gives inputs of the encoder from real clips, for int8 and fp8, the most telling first; called once, if
+            at all.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ class EncoderBuild:
         model = onnx.load(self.exported.path)
         converted = to_half(model, precision) if precision in HALF_TYPES else self._quantize(model, precision)
         path = self.folder / f"{self.encoder}.{precision}.onnx"
-        if converted.ByteSize() > EMBED_LIMIT:
+        if sum(len(tensor.raw_data) for tensor in converted.graph.initializer) > EMBED_LIMIT:
             with WeightFile(path.with_name(f"{path.name}.data")) as weights:
                 return weights.save(converted, path.name)
         with atomic_path(path) as temporary:
@@ -211,28 +212,25 @@ class EncoderBuild:
 
     def _quantize(self, model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
         samples, threads = self.samples, self.options.threads
-        tensors = calibrated_tensors(model)
-        ranges = collect(self.exported.path, samples, tensors, self.options.calibration, threads)
-        convert = to_int8 if precision == "int8" else to_fp8
+        ranges = collect(self.exported.path, samples, calibrated_tensors(model), self.options.calibration, threads)
+        quantizer = Quantizer(model, ranges, precision)
         judges = samples[:JUDGES]
         session = OnnxSession(self.exported.path, threads)
         expected = [session.run(sample) for sample in judges]
 
-        def quantize(keep: Collection[str]) -> onnx.ModelProto:
-            return convert(model, ranges, keep)
-
-        def run(quantized: onnx.ModelProto) -> list[NDArray]:
-            return run_graph(simulate(quantized) if precision in SIMULATED else quantized, judges, threads)
+        def runnable(keep: Collection[str]) -> onnx.ModelProto:
+            quantized = quantizer(keep)
+            return simulate(quantized) if precision in SIMULATED else quantized
 
         def passes(quantized: onnx.ModelProto) -> bool:
-            found = run(quantized)
+            found = run_graph(quantized, judges, threads)
             return min(float((a * b).sum(1).min()) for a, b in zip(found, expected, strict=True)) >= self.options.cosine
 
         relaxed = relax(
-            quantize, passes, lambda: find_sensitive(quantize, quantizable_nodes(model), judges, expected, threads)
+            runnable, passes, lambda: find_sensitive(runnable, quantizable_nodes(model), judges, expected, threads)
         )
         self.left[precision] = relaxed.kept
-        return relaxed.model
+        return quantizer(relaxed.kept)
 
     def _openvino(self, precision: str, graph: Path) -> tuple[Path, ...]:
         from eao.export.openvino import quantize_post_training, quantize_weights

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from eao.config import Config
 from eao.errors import ExportError, ParityError
 from eao.export.build import GRAPH_OF, EncoderBuild, Options, Request, with_weights
+from eao.export.cases import parity_cases
 from eao.export.encoders import Axis, InputSpec, Model, axes, exportable_encoders, input_specs
 from eao.export.engines import open_engine, unusable
 from eao.export.manifest import (
@@ -39,6 +40,8 @@ from eao.model.weights import hash_weights
 
 CALIBRATION_CLIPS = 256
 """Clips that the ranges of int8 and fp8 are chosen from, at most."""
+CALIBRATION_SEED = 1_000_000
+"""Of cases for calibration, so that they are others than those of the proof."""
 SHARED_FROM = 200_000_000
 """Bytes of graphs from which on encoders share their weights by default."""
 FP32 = (Request("onnxruntime", "fp32"),)
@@ -202,7 +205,10 @@ class _Samples:
         self._read: list[Batch] | None = None
 
     def feeds(self, encoder: str) -> list[Mapping[str, NDArray]]:
-        """One clip each, so that the engine sees it alone; empty if no clip has all that the encoder reads."""
+        """Cases of parity made of real clips' tokens, then the clips one by one; nothing if no clip has all inputs.
+
+        Whole clips alone would leave the ranges of short, masked and missing inputs to luck.
+        """
         if self._read is None:
             self._read = []
             for batch in self.batches:
@@ -212,7 +218,11 @@ class _Samples:
         needed = encoder_modalities(encoder)
         specs = input_specs(self.model, encoder)
         usable = [batch.only(needed) for batch in self._read if set(needed) <= set(batch.modalities)]
-        return [batch_feeds(batch[i : i + 1], specs, encoder) for batch in usable for i in range(len(batch))]
+        if not usable:
+            return []
+        cases = [case.batch for case in parity_cases(self.model, encoder, CALIBRATION_SEED, usable)]
+        clips = [batch[i : i + 1] for batch in usable for i in range(len(batch))]
+        return [batch_feeds(batch, specs, encoder) for batch in (*cases, *clips)]
 
 
 def _share_weights(folder: Path, graphs: Sequence[Path], precision: str, options: Options) -> None:

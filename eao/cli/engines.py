@@ -32,7 +32,7 @@ def export(
         list[str] | None, typer.Option(help="Compute capabilities for trt-rtx; default 8.0, 8.6, 8.9 and 12.0.")
     ] = None,
     defer: Annotated[bool, typer.Option(help="Build TensorRT engines on first use on the target.")] = False,
-    calibration: Annotated[str, typer.Option(help="Of int8 and fp8: minmax, percentile or entropy.")] = "percentile",
+    calibration: Annotated[str, typer.Option(help="Of int8 and fp8: minmax, percentile or entropy.")] = "minmax",
     threshold: Annotated[
         list[str] | None, typer.Option(help="Change a limit of parity, such as int8.cosine=0.985.")
     ] = None,

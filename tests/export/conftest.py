@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from eao.config import Config, ModelConfig
+from eao.export.build import Options
 from eao.export.bundle import WrittenBundle, write_bundle
 from eao.export.encoders import Model, axes, concrete_shape, input_specs
 from eao.export.onnx import export_onnx
@@ -202,5 +203,5 @@ def written(tmp_path_factory: pytest.TempPathFactory, clips: list[Batch]) -> Wri
     """A bundle of three encoders of the plain model. Tests that change it copy it first."""
     out: Path = tmp_path_factory.mktemp("bundles") / "plain"
     return write_bundle(
-        small_model("plain"), out, small_config("plain"), "text,video,video-audio", batches=clips, threads=1
+        small_model("plain"), out, small_config("plain"), "text,video,video-audio", batches=clips, options=Options(threads=1)
     )
