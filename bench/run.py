@@ -13,6 +13,7 @@ from rich.markdown import Markdown
 from eao.bench.changes import compare_reports
 from eao.bench.docs import update_section
 from eao.bench.matrix import Options, bench_bundle, choose_engines
+from eao.bench.recommend import Limits, describe, recommend_engines
 from eao.bench.report import BenchReport
 from eao.console import err, out, print_table
 from eao.embedder import Embedder, TorchBackend
@@ -151,6 +152,41 @@ def run_benchmark(
         for note in report.notes():
             err.print(note, markup=False, soft_wrap=True)
     return {**report.model_dump(mode="json"), "rows": short_rows(report)}
+
+
+def run_recommendation(
+    model: Embedder, bundle: str | Path, latency_ms: float | None, recall_drop: float | None, quiet: bool = False
+) -> dict[str, Any]:
+    """Choose among the engines of a bundle, and tell why.
+
+    Args:
+        model: the checkpoint it was made from.
+        bundle: its folder.
+        latency_ms, recall_drop: see `eao.bench.recommend.Limits`.
+        quiet: print nothing.
+
+    Returns:
+        the recommendation as JSON values, with `chosen` by encoder, and the encoders that are `unmet`.
+
+    Raises:
+        ExportError: no engine runs here, or there is no recall to compare.
+    """
+    limits = Limits(latency_ms=latency_ms, recall_drop=recall_drop)
+    assert isinstance(model.backend, TorchBackend)
+    with err.status("choosing") if not quiet else nullcontext() as shown:
+        found = recommend_engines(
+            bundle,
+            model.backend.model,  # type: ignore[arg-type]
+            model.config,
+            limits,
+            progress=shown.update if shown is not None else None,
+        )
+    if not quiet:
+        table = found.table()
+        print_table("one clip at a time", [dict(zip(table.header, row, strict=True)) for row in table.rows])
+        for line in describe(found):
+            err.print(line, markup=False, soft_wrap=True)
+    return {**found.model_dump(mode="json"), "chosen": found.chosen, "unmet": found.unmet}
 
 
 def run_comparison(before: str | Path, after: str | Path, quiet: bool = False) -> dict[str, Any]:

@@ -46,17 +46,36 @@ def export(
     split: Annotated[
         str | None, typer.Option(help="Data set of the configuration for ranking parity; 'none' to skip.")
     ] = "test",
+    target_latency: Annotated[
+        str | None, typer.Option(help="Choose the fastest engine; 95 % of single calls must take at most this, as 20ms.")
+    ] = None,
+    max_recall_drop: Annotated[
+        float | None, typer.Option(help="Choose the fastest engine that loses at most so many points of R@10.")
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Compile encoders into a bundle of engines, and prove that they embed and rank as the model does.
 
     An engine that fails parity is not written as usable: the figure is named, the evidence kept, the exit code 1.
+
+    With --target-latency or --max-recall-drop, every engine and precision that runs on this machine is tried (or those
+    that are named), and of each encoder the fastest that will do becomes the one that the bundle uses.
     """
     from eao.api import load
+    from eao.bench.arrivals import parse_milliseconds
     from eao.export.build import Options
     from eao.export.run import export_bundle
 
+    choose = target_latency is not None or max_recall_drop is not None
+    latency_ms = None if target_latency is None else parse_milliseconds(target_latency)
+    engines, precisions = split_names(engine) or ["onnx"], split_names(precision) or ["fp32"]
+    if choose:
+        from eao.bench.recommend import runnable_engines
+
+        runnable = runnable_engines()
+        engines, precisions = split_names(engine) or runnable[0], split_names(precision) or runnable[1]
+    source = load(model, device="cpu", overrides=overrides or [])
     profiles = {
         "batch": batch,
         "text_tokens": text_tokens,
@@ -64,10 +83,10 @@ def export(
         "spectrogram_frames": spectrogram_frames,
     }
     report = export_bundle(
-        load(model, device="cpu", overrides=overrides or []),
+        source,
         output,
-        engines=split_names(engine) or ["onnx"],
-        precisions=split_names(precision) or ["fp32"],
+        engines=engines,
+        precisions=precisions,
         encoders=split_names(encoder),
         options=Options(
             opset=opset,
@@ -83,9 +102,14 @@ def export(
         dry_run=dry_run,
         quiet=as_json,
     )
+    if choose and not dry_run:
+        from eao.bench.run import run_recommendation
+
+        report["recommendation"] = run_recommendation(source, output, latency_ms, max_recall_drop, quiet=as_json)
     if as_json:
         print_json(report)
-    if report.get("failed"):
+    # Where engines were tried to choose from, those that fail are an answer, not an error.
+    if report["recommendation"]["unmet"] if "recommendation" in report else report.get("failed"):
         raise typer.Exit(1)
 
 
