@@ -165,9 +165,7 @@ def prefer(folder: Path, found: Recommendation) -> None:
     manifest = load_manifest(folder)
     chosen = set(found.chosen.values())
     speedups = {c.key: c.speedup for c in found.candidates}
-    engines = {
-        key: entry.model_copy(update={"speedup": speedups.get(key)}) for key, entry in manifest.engines.items()
-    }
+    engines = {key: entry.model_copy(update={"speedup": speedups.get(key)}) for key, entry in manifest.engines.items()}
     ordered = dict(sorted(engines.items(), key=lambda item: item[0] not in chosen))
     manifest.model_copy(update={"engines": ordered}).save(folder)
 

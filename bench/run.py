@@ -20,9 +20,9 @@ from eao.embedder import Embedder, TorchBackend
 from eao.errors import ConfigError
 from eao.export.drawing import require_matplotlib
 from eao.export.encoders import BATCH, Model
-from eao.export.parity_report import PARITY_MARKDOWN
+from eao.export.parity_report import PARITY_MARKDOWN, BundleParity
 from eao.export.runtime import Bundle
-from eao.files import write_json, write_text
+from eao.files import write_json
 
 PERFORMANCE = "performance.md"
 
@@ -45,6 +45,7 @@ class Suite(NamedTuple):
 
 
 SUITES: dict[str, Suite] = {
+    "engines": Suite("published", "Engines at the published size"),
     "attention": Suite("attention", "Attention without padding"),
     "forward": Suite("forward", "The packed model"),
     "gradcache": Suite("gradcache", "Batches beyond memory"),
@@ -75,9 +76,17 @@ def run_suite(
         write_json(output, values)
     if docs is not None:
         update_section(Path(docs) / PERFORMANCE, name, suite.heading, report.to_markdown())
+        if isinstance(parity := getattr(report, "parity", None), BundleParity):
+            update_parity(docs, name, suite.heading, parity)
     if not quiet:
         out.print(Markdown(report.to_markdown()))
     return values
+
+
+def update_parity(docs: str | Path, name: str, heading: str, parity: BundleParity) -> None:
+    """Put the figures of a bundle into `parity.md` of the folder `docs`."""
+    _, _, tables = parity.to_markdown().partition("\n")
+    update_section(Path(docs) / PARITY_MARKDOWN, name, heading, tables.strip(), title="Parity of engines with PyTorch")
 
 
 def run_benchmark(
@@ -145,8 +154,8 @@ def run_benchmark(
     if html is not None:
         report.save_html(html)
     if docs is not None:
-        update_section(Path(docs) / PERFORMANCE, "engines", "Engines", report.to_markdown())
-        write_text(Path(docs) / PARITY_MARKDOWN, (Path(engines.source) / PARITY_MARKDOWN).read_text(encoding="utf-8"))
+        update_section(Path(docs) / PERFORMANCE, "bundle", "Engines of a bundle", report.to_markdown())
+        update_parity(docs, "bundle", "Engines of a bundle", BundleParity.load(engines.source))
     if not quiet:
         print_table(f"latency, {report.threads} threads, {report.hardware.cpu}", short_rows(report))
         for note in report.notes():

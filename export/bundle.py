@@ -28,7 +28,7 @@ from eao.export.manifest import (
 )
 from eao.export.onnx import OUTPUT
 from eao.export.parity import ParityReport, bisect_encoder, measure_parity
-from eao.export.parity_report import PARITY_JSON, PARITY_MARKDOWN, BundleParity
+from eao.export.parity_report import PARITY_FILES, PARITY_JSON, BundleParity
 from eao.export.reference import Reference
 from eao.export.runtime import batch_feeds
 from eao.export.text_files import copy_text_files, link_or_copy
@@ -319,14 +319,14 @@ def _keep_evidence(folder: Path, out: Path, failing: Iterable[EngineEntry]) -> P
     names = {file.file for entry in failing for file in entry.files}
     with atomic_path(failed) as evidence:
         evidence.mkdir()
-        for name in sorted(names | {PARITY_JSON, PARITY_MARKDOWN}):
+        for name in sorted(names | {name for name in PARITY_FILES if (folder / name).is_file()}):
             link_or_copy(folder / name, evidence / name)
     return failed
 
 
 def _remove_others(folder: Path, manifest: Manifest) -> None:
     """Take away what no engine of the manifest needs: graphs on the way to others, and engines that failed."""
-    kept = {entry.file for entry in manifest.files()} | {PARITY_JSON, PARITY_MARKDOWN}
+    kept = {entry.file for entry in manifest.files()} | set(PARITY_FILES)
     for file in folder.iterdir():
         if file.is_file() and file.name not in kept:
             file.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from eao.files import write_text
 PARITY_JSON = "parity.json"
 PARITY_MARKDOWN = "parity.md"
 PARITY_HTML = "parity.html"
+PARITY_FILES = (PARITY_JSON, PARITY_MARKDOWN, PARITY_HTML)
 
 _CASES = "Embeddings at many batch sizes, lengths and masks, with modalities missing for some clips,"
 RANKING_NOTE = (
@@ -38,8 +40,7 @@ class BundleParity(pydantic.BaseModel):
 
     Example:
         parity = BundleParity(reports=[measure_parity(reference, bundle.encode, encoders)])
-        parity.save(folder)                          # parity.json, parity.md
-        parity.save_html(folder / "parity.html")     # needs matplotlib
+        parity.save(folder)
     """
 
     reports: list[ParityReport]
@@ -85,9 +86,11 @@ class BundleParity(pydantic.BaseModel):
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | Path) -> None:
-        """Write parity.json and parity.md into a folder, each atomically."""
+        """Write `PARITY_FILES` into a folder, each atomically; HTML only where matplotlib is installed."""
         write_text(Path(folder) / PARITY_JSON, self.model_dump_json(indent=1) + "\n")
         write_text(Path(folder) / PARITY_MARKDOWN, self.to_markdown())
+        if importlib.util.find_spec("matplotlib") is not None:
+            self.save_html(Path(folder) / PARITY_HTML)
 
     def save_html(self, path: str | Path) -> None:
         """Write one page with all tables and plots that needs no other file, atomically.

@@ -47,7 +47,8 @@ def export(
         str | None, typer.Option(help="Data set of the configuration for ranking parity; 'none' to skip.")
     ] = "test",
     target_latency: Annotated[
-        str | None, typer.Option(help="Choose the fastest engine; 95 % of single calls must take at most this, as 20ms.")
+        str | None,
+        typer.Option(help="Choose the fastest engine; 95 % of single calls take at most this, as 20ms."),
     ] = None,
     max_recall_drop: Annotated[
         float | None, typer.Option(help="Choose the fastest engine that loses at most so many points of R@10.")
@@ -118,7 +119,7 @@ def bench(
     target: Annotated[
         str,
         typer.Argument(
-            help="A bundle made by `eao export`; compare A.json B.json; or attention, forward, gradcache, loader, loss."
+            help="A bundle; or compare A.json B.json; or engines, attention, forward, gradcache, loader, loss."
         ),
     ],
     overrides: Overrides = None,
@@ -148,9 +149,9 @@ def bench(
 ) -> None:
     """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process.
 
-    Instead of a bundle, the name of a benchmark that needs none: `forward` (the packed model), `attention`, `loss`,
-    `gradcache` (training steps in chunks) or `loader` (raw features and shards). `compare A.json B.json` tells which
-    times of two reports differ by more than the noise.
+    Instead of a bundle, the name of a benchmark that needs none: `engines` (at the paper's size), `forward` (the
+    packed model), `attention`, `loss`, `gradcache` (training steps in chunks) or `loader` (raw features and shards).
+    `compare A.json B.json` tells which times of two reports differ by more than the noise.
     """
     from eao.bench.run import SUITES, run_benchmark, run_comparison, run_suite
 

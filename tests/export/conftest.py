@@ -203,5 +203,10 @@ def written(tmp_path_factory: pytest.TempPathFactory, clips: list[Batch]) -> Wri
     """A bundle of three encoders of the plain model. Tests that change it copy it first."""
     out: Path = tmp_path_factory.mktemp("bundles") / "plain"
     return write_bundle(
-        small_model("plain"), out, small_config("plain"), "text,video,video-audio", batches=clips, options=Options(threads=1)
+        small_model("plain"),
+        out,
+        small_config("plain"),
+        "text,video,video-audio",
+        batches=clips,
+        options=Options(threads=1),
     )
