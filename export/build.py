@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from eao.export.quantize import Quantizer, calibrated_tensors, quantizable_nodes
 from eao.export.sensitivity import find_sensitive, relax, run_graph
 from eao.export.weights import WeightFile, external_files
 from eao.files import atomic_path
+
+if TYPE_CHECKING:
+    from eao.export.tensorrt.profiles import Profile
 
 Feeds = Sequence[Mapping[str, NDArray]]
 
@@ -189,6 +193,16 @@ class EncoderBuild:
             **facts,  # type: ignore[arg-type]
         )
 
+    def profiles(self) -> tuple[Profile, ...]:
+        """The sizes that TensorRT engines are compiled for.
+
+        Raises:
+            ExportError: they do not fit the encoder.
+        """
+        from eao.export.tensorrt.profiles import make_profiles
+
+        return make_profiles(input_specs(self.model, self.encoder), self.config, self.options.profiles)
+
     def simulation(self, request: Request) -> Session:
         """The engine's graph in onnxruntime on the CPU, for parity where the engine itself cannot run."""
         graph = self.graph(request.precision)
@@ -241,13 +255,15 @@ class EncoderBuild:
         return quantize_post_training(graph, out, self.samples)
 
     def _tensorrt(self, request: Request, graph: Path) -> tuple[tuple[Path, ...], dict[str, object]]:
+        from eao.export.tensorrt.api import targets_for
         from eao.export.tensorrt.builder import build
         from eao.export.tensorrt.deferred import defer_build
-        from eao.export.tensorrt.profiles import make_profiles
         from eao.export.tensorrt.request import BuildRequest
 
-        profiles = make_profiles(input_specs(self.model, self.encoder), self.config, self.options.profiles)
-        targets = self.options.targets if request.engine == "tensorrt-rtx" else ()
+        profiles = self.profiles()
+        targets: tuple[str, ...] = ()
+        if request.engine == "tensorrt-rtx":
+            targets = self.options.targets or targets_for(request.precision)
         wanted = BuildRequest(flavour=request.engine, profiles=profiles, targets=targets)  # type: ignore[arg-type]
         facts: dict[str, object] = {
             "targets": wanted.targets,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eao.config import Config
 from eao.errors import ExportError, ParityError
 from eao.export.build import GRAPH_OF, EncoderBuild, Options, Request, with_weights
-from eao.export.cases import parity_cases
+from eao.export.cases import Limits, parity_cases
 from eao.export.encoders import Axis, InputSpec, Model, axes, exportable_encoders, input_specs
 from eao.export.engines import open_engine, unusable
 from eao.export.manifest import (
@@ -113,11 +113,12 @@ def write_bundle(
     chosen = choose_encoders(model, encoders)
     check_target(out)
     say = progress or (lambda line: None)
-    reference = Reference(model, tuple(batches), encoders=chosen, progress=progress)
     samples = _Samples(model, calibration)
     with atomic_path(out) as folder:
         folder.mkdir()
         builds = {encoder: EncoderBuild(model, config, encoder, folder, options, samples.feeds) for encoder in chosen}
+        limits = _limits(requests, builds.values())
+        reference = Reference(model, tuple(batches), limits, chosen, progress)
         engines: dict[str, EngineEntry] = {}
         reports = []
         for request in requests:
@@ -223,6 +224,18 @@ class _Samples:
         cases = [case.batch for case in parity_cases(self.model, encoder, CALIBRATION_SEED, usable)]
         clips = [batch[i : i + 1] for batch in usable for i in range(len(batch))]
         return [batch_feeds(batch, specs, encoder) for batch in (*cases, *clips)]
+
+
+def _limits(requests: Iterable[Request], builds: Iterable[EncoderBuild]) -> Limits | None:
+    """The sizes that all engines take: those of TensorRT's profiles, if it runs here."""
+    if all(not r.engine.startswith("tensorrt") or unusable(r.engine, precision=r.precision) for r in requests):
+        return None
+    limits: dict[str, tuple[int, int]] = {}
+    for profile in (profile for build in builds for profile in build.profiles()):
+        for axis, sizes in profile.items():
+            least, most = limits.get(axis, (sizes.min, sizes.max))
+            limits[axis] = min(least, sizes.min), max(most, sizes.max)
+    return limits
 
 
 def _share_weights(folder: Path, graphs: Sequence[Path], precision: str, options: Options) -> None:
