@@ -180,22 +180,32 @@ def build_with_rtx() -> Callable[..., None]:
     return build
 
 
-@pytest.fixture(scope="session")
-def clips() -> list[Batch]:
+def random_clips(variant: str) -> list[Batch]:
     """Twelve clips of three modalities, in batches of 5 and 7."""
+    config = small_config(variant).model
     generator = torch.Generator().manual_seed(3)
 
     def batch(size: int) -> Batch:
         return Batch(
-            text=torch.randn(size, 5, 12, generator=generator),
+            text=torch.randn(size, 5, config.text_dim, generator=generator),
             text_mask=torch.ones(size, 5, dtype=torch.bool),
-            video=torch.randn(size, 3, 10, generator=generator),
+            video=torch.randn(size, 3, config.video_dim, generator=generator),
             video_mask=torch.ones(size, 3, dtype=torch.bool),
             audio=torch.randn(size, 40, 16, generator=generator),
             audio_mask=torch.ones(size, 16, dtype=torch.bool),
         )
 
     return [batch(5), batch(7)]
+
+
+@pytest.fixture(scope="session")
+def clips() -> list[Batch]:
+    return random_clips("plain")
+
+
+@pytest.fixture(scope="session")
+def wide_clips() -> list[Batch]:
+    return random_clips("wide")
 
 
 @pytest.fixture(scope="session")
