@@ -126,7 +126,7 @@ def recommend_engines(
     if limits.recall_drop is not None and not any(report.rankings for report in parity.reports):
         raise ExportError(
             "there is no recall to lose: rankings were not compared",
-            "give data.test.features=FOLDER data.test.captions=FILE",
+            "give data.test.features=FOLDER data.test.captions=FILE, and encoders of which one finds the other",
         )
     report = bench_bundle(
         model,

@@ -115,7 +115,7 @@ def test_the_command_tries_engines_and_says_why(experiment, tmp_path: Path) -> N
 
     validation = experiment().data.validation.model_dump()
     run_training(experiment(trainer={"epochs": 1}, data={"test": validation}), tmp_path / "run", quiet=True)
-    arguments = ["export", tmp_path / "run", "--out", tmp_path / "bundle", "--encoder", "text", "--json"]
+    arguments = ["export", tmp_path / "run", "--out", tmp_path / "bundle", "--encoder", "text,video", "--json"]
     choice = ["--engine", "onnx", "--precision", "fp32,fp16", "--target-latency", "10s", "--max-recall-drop", "0.5"]
     done = CliRunner().invoke(app, list(map(str, arguments + choice)))
     found = json.loads(done.stdout)["recommendation"]

@@ -19,7 +19,7 @@ Feeds = dict[str, np.ndarray]
 
 @pytest.fixture(scope="module")
 def graph(written: WrittenBundle) -> Path:
-    return written.path / "video-audio.onnx"
+    return written.path / "video-audio.fp32.onnx"
 
 
 @pytest.fixture(scope="module")

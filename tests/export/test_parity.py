@@ -9,15 +9,16 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-import eao.export.bundle as bundle_module
+import eao.export.build as build_module
 from eao.config import Config
 from eao.errors import ExportError, ParityError
 from eao.export.bisect import tolerance_of
+from eao.export.build import Options
 from eao.export.bundle import WrittenBundle, write_bundle
 from eao.export.encoders import Model, input_specs
 from eao.export.onnx import ExportedGraph, export_onnx
 from eao.export.parity import Encode, ParityReport, bisect_encoder, compare, encoder_parity, measure_parity
-from eao.export.parity_report import BundleParity
+from eao.export.parity_report import PARITY_FILES, BundleParity
 from eao.export.reference import CLIPS, Reference, embed
 from eao.export.runtime import Bundle, batch_feeds
 from eao.export.session import open_session
@@ -55,12 +56,13 @@ def test_two_zero_rows_agree_and_one_zero_row_does_not() -> None:
 
 
 def test_a_bundle_passes_on_made_up_batches_and_on_clips(written: WrittenBundle) -> None:
-    assert written.parity.passed
-    assert set(written.parity.encoders) == {"text", "video", "video-audio"}
-    tasks = {r.task for r in written.parity.rankings}
+    (report,) = written.parity.reports
+    assert report.passed
+    assert set(report.encoders) == {"text", "video", "video-audio"}
+    tasks = {r.task for r in report.rankings}
     assert tasks == {"text -> video", "video -> text", "text -> video-audio", "video-audio -> text"}
-    assert all(r.gallery == 12 and r.torch == r.engine for r in written.parity.rankings)
-    assert BundleParity.load(written.path).reports == [written.parity]
+    assert all(r.gallery == 12 and r.torch == r.engine for r in report.rankings)
+    assert BundleParity.load(written.path).reports == [report]
     assert "| onnxruntime | fp32 | video-audio | " in (written.path / "parity.md").read_text()
 
 
@@ -186,7 +188,7 @@ def test_a_precision_without_thresholds_is_refused(model: Model, reference: Refe
 def test_a_failed_engine_is_bisected_on_the_clip_it_embeds_worst(
     written: WrittenBundle, reference: Reference, tmp_path: Path
 ) -> None:
-    proto = onnx.load(written.path / "video.onnx")
+    proto = onnx.load(written.path / "video.fp32.onnx")
     weight = next(w for w in proto.graph.initializer if w.name == "model.fusion.blocks.0.mlp.fc2.weight")
     values = numpy_helper.to_array(weight).copy()
     values[0] += 1
@@ -201,7 +203,7 @@ def test_a_failed_engine_is_bisected_on_the_clip_it_embeds_worst(
 
     report = measure_parity(reference, encode, ["video"], "int8")
     assert not report.passed
-    found = bisect_encoder(reference, report, "video", written.path / "video.onnx", damaged, threads=1)
+    found = bisect_encoder(reference, report, "video", written.path / "video.fp32.onnx", damaged, threads=1)
     assert found.first is not None and found.first.module == "fusion.blocks.0.mlp.fc2"
     assert report.divergences == {"video": found}
     assert found.tolerance == pytest.approx(tolerance_of(0.99))
@@ -212,7 +214,7 @@ def test_a_corrupted_weight_fails_and_leaves_the_old_bundle_and_the_evidence(
 ) -> None:
     out = tmp_path / "bundle"
     model, config = make_model("depth0-minimal"), make_config("depth0-minimal")
-    write_bundle(model, out, config, "text", threads=1)
+    write_bundle(model, out, config, "text", options=Options(threads=1))
     before = {p.name: p.read_bytes() for p in out.iterdir()}
 
     def corrupting(model: Model, encoder: str, path: Path, opset: int, threads: int | None) -> ExportedGraph:
@@ -226,13 +228,13 @@ def test_a_corrupted_weight_fails_and_leaves_the_old_bundle_and_the_evidence(
         onnx.save(proto, path)
         return graph
 
-    monkeypatch.setattr(bundle_module, "export_onnx", corrupting)
+    monkeypatch.setattr(build_module, "export_onnx", corrupting)
     with pytest.raises(ParityError, match=r"text: cosine min 0\.\d+ < 0\.99999") as caught:
-        write_bundle(model, out, config, "text", threads=1)
+        write_bundle(model, out, config, "text", options=Options(threads=1))
     assert "bundle.failed" in caught.value.hint
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     failed = tmp_path / "bundle.failed"
-    assert sorted(p.name for p in failed.iterdir()) == ["config.yaml", "parity.json", "parity.md", "text.onnx"]
+    assert sorted(p.name for p in failed.iterdir()) == sorted(("text.fp32.onnx", *PARITY_FILES))
     with pytest.raises(ExportError, match="evidence of a failed export"):
         Bundle(failed)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "bundle.failed"]

@@ -26,7 +26,7 @@ PROFILE = {"batch": AxisRange(1, 8, 64), "spectrogram_frames": AxisRange(64, 320
 
 @pytest.fixture
 def graph(written: WrittenBundle) -> Path:
-    return written.path / "text.onnx"
+    return written.path / "text.fp32.onnx"
 
 
 def feeds() -> dict[str, np.ndarray]:

@@ -98,7 +98,7 @@ def to_int8(source: Path, target: Path, model: Model, encoder: str) -> Path:
 
 @pytest.fixture(scope="module")
 def graph(written: WrittenBundle) -> Path:
-    return written.path / "text.onnx"
+    return written.path / "text.fp32.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_engines_of_small_encoders_build_for_all_targets(
     encoder: str, precision: str, written: WrittenBundle, make_model: Callable[[str], Model], tmp_path: Path
 ) -> None:
     model = make_model("plain")
-    source = convert(precision, written.path / f"{encoder}.onnx", tmp_path, model, encoder)
+    source = convert(precision, written.path / f"{encoder}.fp32.onnx", tmp_path, model, encoder)
     config = load_config(written.path / written.manifest.config.file)
     chosen = make_profiles(written.manifest.specs(encoder), config)
     check_engine(build(source, tmp_path / "e.engine", request_for(chosen)), encoder, model)
@@ -257,7 +257,7 @@ def test_a_file_that_is_no_graph_is_one_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("profile", "settings", "message"),
     [
-        (ONE_AXIS, {}, r"no sizes for the axis 'text_tokens' of text in .*text\.onnx\n.*it has batch"),
+        (ONE_AXIS, {}, r"no sizes for the axis 'text_tokens' of text in .*text\.fp32\.onnx\n.*it has batch"),
         ({"batch": AxisRange(9, 8, 1), "text_tokens": AxisRange(1, 2, 3)}, {}, "refuses the profile batch 9:8:1"),
         ({"batch": AxisRange(1, 1, 1), "text_tokens": AxisRange(1, 2, 3)}, {"workspace": 1024}, "workspace"),
     ],

@@ -315,7 +315,7 @@ def test_an_engine_gives_the_rows_that_onnxruntime_gives(graphs: bool, written: 
     profiles = make_profiles(
         specs, config, {"batch": "1,1:4:8", "video_tokens": "1:3:9", "spectrogram_frames": "2:16:64"}
     )
-    graph = written.path / "video-audio.onnx"
+    graph = written.path / "video-audio.fp32.onnx"
     built = build(graph, tmp_path / "e.engine", BuildRequest(flavour="tensorrt", profiles=profiles))
     session, reference = TensorRTSession(built.path, specs, "tensorrt", graphs=graphs), open_onnx(graph, threads=1)
     rng = np.random.default_rng(0)
