@@ -22,7 +22,7 @@ from eao.export.onnx import EMBED_LIMIT, OPSET, ExportedGraph, export_onnx
 from eao.export.precision import HALF_TYPES, simulate, to_half
 from eao.export.quantize import Quantizer, calibrated_tensors, quantizable_nodes
 from eao.export.sensitivity import find_sensitive, relax, run_graph
-from eao.export.weights import WeightFile, external_files
+from eao.export.weights import WeightFile, with_weights
 from eao.files import atomic_path
 
 if TYPE_CHECKING:
@@ -277,8 +277,3 @@ class EncoderBuild:
             return (defer_build(graph, wanted, external), *files), {**facts, "deferred": True}
         out = self.folder / f"{self.encoder}.{request.engine}.{request.precision}.engine"
         return (build(graph, out, wanted).path,), facts
-
-
-def with_weights(graph: Path) -> tuple[Path, ...]:
-    """A graph and the files with its weights, if they are apart from it."""
-    return (graph, *(graph.with_name(name) for name in external_files(graph)))

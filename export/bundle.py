@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from eao.config import Config
 from eao.errors import ExportError, ParityError
-from eao.export.build import GRAPH_OF, EncoderBuild, Options, Request, with_weights
+from eao.export.build import GRAPH_OF, EncoderBuild, Options, Request
 from eao.export.cases import Limits, parity_cases
-from eao.export.encoders import Axis, InputSpec, Model, axes, exportable_encoders, input_specs
+from eao.export.encoders import Axis, Model, axes, exportable_encoders, input_specs
 from eao.export.engines import open_engine, unusable
 from eao.export.manifest import (
     CONFIG_FILE,
@@ -31,9 +31,10 @@ from eao.export.parity import ParityReport, bisect_encoder, measure_parity
 from eao.export.parity_report import PARITY_FILES, PARITY_JSON, BundleParity
 from eao.export.reference import Reference
 from eao.export.runtime import batch_feeds
+from eao.export.stages import ExportedStage, choose_stages, export_stage
 from eao.export.text_files import copy_text_files, link_or_copy
 from eao.export.thresholds import THRESHOLDS, Thresholds
-from eao.export.weights import share
+from eao.export.weights import share, with_weights
 from eao.files import atomic_path
 from eao.model import Batch, encoder_modalities
 from eao.model.weights import hash_weights
@@ -78,6 +79,7 @@ def write_bundle(
     thresholds: dict[str, Thresholds] = THRESHOLDS,
     bisect: bool = False,
     progress: Progress | None = None,
+    stages: Sequence[str] = (),
 ) -> WrittenBundle:
     """Compile encoders into a bundle, after proving that each engine agrees with the model.
 
@@ -97,10 +99,11 @@ def write_bundle(
         thresholds: by precision.
         bisect: find the first layer that leaves tolerance in each graph that fails.
         progress: called with a line before each step.
+        stages: parts of the model to be written beside the encoders; see `choose_stages`.
 
     Raises:
-        ExportError: an unknown encoder, a failed trace, or an `out` that is no bundle.
-        ParityError: no engine of some encoder agrees with the model.
+        ExportError: an unknown encoder or stage, a failed trace, or an `out` that is no bundle.
+        ParityError: no engine of some encoder agrees with the model, or a stage does not.
         CheckpointError: the checkpoint cannot be read.
         MissingDependencyError: a package that makes one of the engines is not installed.
 
@@ -110,7 +113,7 @@ def write_bundle(
     out = Path(out)
     options = options or Options()
     model, config, name = _load(source, config)
-    chosen = choose_encoders(model, encoders)
+    chosen, parts = choose_encoders(model, encoders), choose_stages(model, stages)
     check_target(out)
     say = progress or (lambda line: None)
     samples = _Samples(model, calibration)
@@ -119,12 +122,19 @@ def write_bundle(
         builds = {encoder: EncoderBuild(model, config, encoder, folder, options, samples.feeds) for encoder in chosen}
         limits = _limits(requests, builds.values())
         reference = Reference(model, tuple(batches), limits, chosen, progress)
+        written = []
+        for stage in parts:
+            say(f"stage {stage}")
+            path = folder / f"{stage}.fp32.onnx"
+            written.append(export_stage(model, stage, path, options.opset, options.threads, reference.batches))
         engines: dict[str, EngineEntry] = {}
         reports = []
         for request in requests:
             graph = GRAPH_OF.get(request.precision, request.precision)
             say(f"{graph} graphs")
-            _share_weights(folder, [build.graph(graph) for build in builds.values()], graph, options)
+            # Stages hold the same weights as the float32 encoders.
+            graphs = [stage.path for stage in written] if graph == "fp32" else []
+            _share_weights(folder, [*graphs, *(build.graph(graph) for build in builds.values())], graph, options)
             made = {}
             for encoder, build in builds.items():
                 say(f"{request.engine} {request.precision}: compiling {encoder}")
@@ -151,7 +161,7 @@ def write_bundle(
                 f"the engines fail parity: {lines[0]}{more}",
                 f"graphs and figures are in {failed}; nothing else was written",
             )
-        manifest = _manifest(model, config, name, folder, chosen, passed)
+        manifest = _manifest(model, config, name, folder, chosen, passed, written)
         _remove_others(folder, manifest)
         manifest.save(folder)
     return WrittenBundle(out, manifest, parity, failed)
@@ -239,7 +249,7 @@ def _limits(requests: Iterable[Request], builds: Iterable[EncoderBuild]) -> Limi
 
 
 def _share_weights(folder: Path, graphs: Sequence[Path], precision: str, options: Options) -> None:
-    """Bring the weights of an encoder's graphs into one file, which is done once for each precision."""
+    """Bring the weights of graphs into one file, which is done once for each precision."""
     files = {file for graph in graphs for file in with_weights(graph)}
     shared = folder / f"weights.{precision}.bin"
     wanted = options.share_weights
@@ -277,7 +287,13 @@ def _prove(
 
 
 def _manifest(
-    model: Model, config: Config, source: str, folder: Path, encoders: Sequence[str], engines: dict[str, EngineEntry]
+    model: Model,
+    config: Config,
+    source: str,
+    folder: Path,
+    encoders: Sequence[str],
+    engines: dict[str, EngineEntry],
+    stages: Sequence[ExportedStage],
 ) -> Manifest:
     text: tuple[FileEntry, ...] = ()
     if any("text" in encoder_modalities(encoder) for encoder in encoders):
@@ -292,20 +308,15 @@ def _manifest(
         embedding_dim=config.model.embedding_dim,
         config=FileEntry.of(folder / CONFIG_FILE),
         text=text,
-        axes={name: AxisEntry(minimum=a.minimum, multiple=a.multiple) for name, a in found.items()},
-        encoders={encoder: _entry(input_specs(model, encoder)) for encoder in encoders},
+        axes={name: AxisEntry.of(axis) for name, axis in found.items()},
+        encoders={
+            encoder: EncoderEntry(inputs=tuple(map(InputEntry.of, input_specs(model, encoder))), output=OUTPUT)
+            for encoder in encoders
+        },
         engines=engines,
+        stages={stage.name: stage.entry() for stage in stages},
         versions=versions(),
     )
-
-
-def _entry(specs: Sequence[InputSpec]) -> EncoderEntry:
-    return EncoderEntry(inputs=tuple(_input(spec) for spec in specs), output=OUTPUT)
-
-
-def _input(spec: InputSpec) -> InputEntry:
-    shape = tuple(a.name if isinstance(a, Axis) else a for a in spec.shape)
-    return InputEntry(name=spec.name, dtype=spec.dtype, shape=shape)  # type: ignore[arg-type]
 
 
 def _summary(report: ParityReport, encoder: str, simulated: bool) -> ParitySummary:

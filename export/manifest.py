@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -62,13 +63,24 @@ class AxisEntry(Record):
     minimum: pydantic.PositiveInt
     multiple: pydantic.PositiveInt
 
+    @classmethod
+    def of(cls, axis: Axis) -> AxisEntry:
+        """The limits of an axis."""
+        return cls(minimum=axis.minimum, multiple=axis.multiple)
+
 
 class InputEntry(Record):
-    """An input: a field of `eao.Batch`. A shape holds numbers, and names of axes that may vary."""
+    """An input, of an encoder a field of `eao.Batch`. A shape holds numbers, and names of axes that may vary."""
 
     name: str
     dtype: Literal["float32", "bool", "int64"]
     shape: tuple[pydantic.PositiveInt | str, ...]
+
+    @classmethod
+    def of(cls, spec: InputSpec) -> InputEntry:
+        """The description of an input."""
+        shape = tuple(a.name if isinstance(a, Axis) else a for a in spec.shape)
+        return cls(name=spec.name, dtype=spec.dtype, shape=shape)  # type: ignore[arg-type]
 
 
 class ParitySummary(Record):
@@ -134,6 +146,36 @@ class EncoderEntry(Record):
     output: str
 
 
+class StageEntry(Record):
+    """A part of the model as a float32 ONNX graph of its own; see `eao.export.stages`.
+
+    Attributes:
+        files: the graph, then those with its weights.
+        opset: of the graph.
+        inputs: not fields of `eao.Batch` where tokens are read off another stage.
+        output: the name of the graph's output.
+        axes: by name, the limits of the sizes that may vary.
+        relative_error: the greatest of any token against the PyTorch model.
+    """
+
+    files: tuple[FileEntry, ...] = pydantic.Field(min_length=1)
+    opset: int
+    inputs: tuple[InputEntry, ...]
+    output: str
+    axes: dict[str, AxisEntry]
+    relative_error: float
+
+    @pydantic.model_validator(mode="after")
+    def _axes_known(self) -> StageEntry:
+        _check_axes("a stage", self.inputs, self.axes)
+        return self
+
+    @property
+    def specs(self) -> tuple[InputSpec, ...]:
+        """Its inputs with their varying axes."""
+        return _specs(self.inputs, self.axes)
+
+
 class Manifest(Record):
     """The manifest of a bundle.
 
@@ -147,6 +189,7 @@ class Manifest(Record):
         axes: by name, the limits of the sizes that may vary.
         encoders: by name, their inputs and output.
         engines: by key, in order of preference: of several that run, the first is used.
+        stages: by name.
         versions: of the packages that made the bundle.
     """
 
@@ -159,14 +202,13 @@ class Manifest(Record):
     axes: dict[str, AxisEntry]
     encoders: dict[str, EncoderEntry]
     engines: dict[str, EngineEntry]
+    stages: dict[str, StageEntry] = {}
     versions: dict[str, str]
 
     @pydantic.model_validator(mode="after")
     def _names_known(self) -> Manifest:
         for encoder, entry in self.encoders.items():
-            for axis in (a for i in entry.inputs for a in i.shape if isinstance(a, str)):
-                if axis not in self.axes:
-                    raise ValueError(f"encoder {encoder} has an input with the unknown axis {axis!r}")
+            _check_axes(f"encoder {encoder}", entry.inputs, self.axes)
         for key, engine in self.engines.items():
             if engine.encoder not in self.encoders:
                 raise ValueError(f"engine {key} belongs to the unknown encoder {engine.encoder!r}")
@@ -183,20 +225,30 @@ class Manifest(Record):
 
     def files(self) -> tuple[FileEntry, ...]:
         """Every file of the bundle but the manifest and the reports, each once."""
-        entries = [self.config, *self.text, *(file for engine in self.engines.values() for file in engine.files)]
+        graphs = (*self.engines.values(), *self.stages.values())
+        entries = [self.config, *self.text, *(file for graph in graphs for file in graph.files)]
         return tuple({entry.file: entry for entry in entries}.values())
 
     def specs(self, encoder: str) -> tuple[InputSpec, ...]:
         """The inputs of an encoder with their varying axes."""
-        found = {name: Axis(name, a.minimum, a.multiple) for name, a in self.axes.items()}
-        return tuple(
-            InputSpec(i.name, i.dtype, tuple(found[a] if isinstance(a, str) else a for a in i.shape))
-            for i in self.encoders[encoder].inputs
-        )
+        return _specs(self.encoders[encoder].inputs, self.axes)
 
     def save(self, folder: Path) -> None:
         """Write manifest.json into a bundle's folder."""
         write_text(folder / MANIFEST_FILE, self.model_dump_json(indent=2) + "\n")
+
+
+def _check_axes(owner: str, inputs: Iterable[InputEntry], axes: Mapping[str, AxisEntry]) -> None:
+    for axis in (a for i in inputs for a in i.shape if isinstance(a, str)):
+        if axis not in axes:
+            raise ValueError(f"{owner} has an input with the unknown axis {axis!r}")
+
+
+def _specs(inputs: Iterable[InputEntry], axes: Mapping[str, AxisEntry]) -> tuple[InputSpec, ...]:
+    found = {name: Axis(name, a.minimum, a.multiple) for name, a in axes.items()}
+    return tuple(
+        InputSpec(i.name, i.dtype, tuple(found[a] if isinstance(a, str) else a for a in i.shape)) for i in inputs
+    )
 
 
 def load_manifest(folder: str | Path) -> Manifest:

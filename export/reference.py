@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from eao.export.cases import Case, Limits, parity_cases
-from eao.export.encoders import Model, exportable_encoders, input_names
+from eao.export.encoders import Model, evaluating, exportable_encoders, input_names
 from eao.model import Batch, encoder_modalities
 
 # B batch, E embedding, Q clips of a data set
@@ -104,16 +103,6 @@ class Reference:
 def embed(model: Model, batch: Batch, encoders: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """What the model gives for a batch, by its own forward: encoder -> (B, E) float32, unit norm."""
     needed = {modality for encoder in encoders for modality in encoder_modalities(encoder)}
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), evaluating(model):
         outputs = model(batch.only(tuple(needed)), list(encoders))
         return {name: F.normalize(outputs[name].float(), dim=-1, eps=1e-8).numpy() for name in encoders}
-
-
-@contextlib.contextmanager
-def _evaluating(model: Model) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -16,6 +16,7 @@ from eao.export.bundle import WrittenBundle, choose_encoders, write_bundle
 from eao.export.manifest import MANIFEST_FILE, Manifest, engine_key, load_manifest
 from eao.export.parity import ParityReport
 from eao.export.parity_report import PARITY_MARKDOWN
+from eao.export.stages import choose_stages
 from eao.export.thresholds import parse_thresholds
 from eao.files import sha256
 from eao.model import Batch
@@ -35,6 +36,7 @@ def export_bundle(
     dry_run: bool = False,
     quiet: bool = False,
     reuse: bool = False,
+    stages: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compile encoders of a checkpoint and prove them.
 
@@ -50,14 +52,16 @@ def export_bundle(
         thresholds: changes of the form "int8.cosine=0.985".
         bisect: name the first layer of a failing graph that leaves tolerance.
         dry_run: say what would be exported.
-        reuse: take a bundle at `target` that was made of the same weights and holds all the engines.
+        reuse: take a bundle at `target` that was made of the same weights and holds all the engines and stages.
+        stages: parts of the model to be written beside them, such as "davenet" and "tokens".
 
     Returns:
-        `bundle`, `model_sha256`, `parity` figures by engine, and `failed`, the folder of what did not pass, or None.
+        `bundle`, `model_sha256`, `parity` figures by engine, `stages`, the relative error of each, and `failed`, the
+        folder of what did not pass, or None.
 
     Raises:
-        ExportError: an engine or encoder that cannot be exported.
-        ParityError: an encoder for which no engine agrees with the model.
+        ExportError: an engine, encoder or stage that cannot be exported.
+        ParityError: an encoder for which no engine agrees with the model, or a stage that does not agree with it.
     """
     target, options = Path(target), options or Options()
     requests = choose_requests(engines, precisions)
@@ -66,9 +70,10 @@ def export_bundle(
         raise ExportError(f"{embedder.source} is a bundle of engines already", "give the checkpoint it was made from")
     model = embedder.backend.model
     chosen = choose_encoders(model, list(encoders) if encoders else "all")  # type: ignore[arg-type]
+    parts = choose_stages(model, stages)  # type: ignore[arg-type]
     if dry_run:
-        return _describe(embedder.source, target, chosen, requests, options, quiet)
-    if reuse and (manifest := _finished(target, embedder, chosen, requests)) is not None:
+        return _describe(embedder.source, target, chosen, requests, options, parts, quiet)
+    if reuse and (manifest := _finished(target, embedder, chosen, requests, parts)) is not None:
         return _report(target, manifest, None)
     calibrated = any(request.precision in CALIBRATED for request in requests)
     status = err.status("exporting") if not quiet else nullcontext()
@@ -85,6 +90,7 @@ def export_bundle(
             thresholds=table,
             bisect=bisect,
             progress=shown.update if shown is not None else None,
+            stages=parts,
         )
     if not quiet:
         print_parity(written)
@@ -96,6 +102,10 @@ def print_parity(written: WrittenBundle) -> None:
     print_table(
         "engines against PyTorch", [_row(report, name) for report in written.parity.reports for name in report.encoders]
     )
+    errors = {name: f"{stage.relative_error:.1e}" for name, stage in written.manifest.stages.items()}
+    if errors:
+        rows = [{"stage": name, "relative error": error} for name, error in errors.items()]
+        print_table("stages against PyTorch", rows)
     count = len(written.manifest.engines)
     err.print(f"{written.path}: {count} engines; all figures are in {written.path / PARITY_MARKDOWN}", soft_wrap=True)
     for line in written.parity.failures():
@@ -148,14 +158,17 @@ def _calibration_batches(embedder: Embedder, split: str, other: str | None, quie
     return ()
 
 
-def _finished(target: Path, embedder: Embedder, chosen: Sequence[str], requests: Sequence[Request]) -> Manifest | None:
+def _finished(
+    target: Path, embedder: Embedder, chosen: Sequence[str], requests: Sequence[Request], stages: Sequence[str]
+) -> Manifest | None:
     if not (target / MANIFEST_FILE).is_file():
         return None
     manifest = load_manifest(target)
     wanted = {engine_key(encoder, r.engine, r.precision) for encoder in chosen for r in requests}
-    same = manifest.model_sha256 == embedder.model_hash and wanted <= set(manifest.engines)
+    same = manifest.model_sha256 == embedder.model_hash
+    complete = wanted <= set(manifest.engines) and set(stages) <= set(manifest.stages)
     intact = all(sha256(target / f.file) == f.sha256 for f in manifest.files())
-    return manifest if same and intact else None
+    return manifest if same and complete and intact else None
 
 
 def _report(target: Path, manifest: Manifest, failed: Path | None) -> dict[str, Any]:
@@ -164,18 +177,25 @@ def _report(target: Path, manifest: Manifest, failed: Path | None) -> dict[str, 
         "bundle": str(target),
         "model_sha256": manifest.model_sha256,
         "parity": parity,
+        "stages": {name: stage.relative_error for name, stage in manifest.stages.items()},
         "failed": None if failed is None else str(failed),
     }
 
 
 def _describe(
-    source: str, target: Path, chosen: Sequence[str], requests: Sequence[Request], options: Options, quiet: bool
+    source: str,
+    target: Path,
+    chosen: Sequence[str],
+    requests: Sequence[Request],
+    options: Options,
+    stages: Sequence[str],
+    quiet: bool,
 ) -> dict[str, Any]:
     engines = [f"{request.engine} {request.precision}" for request in requests]
     if not quiet:
         out.print(
             f"would compile {', '.join(chosen)} of {source} for {', '.join(engines)} into {target} "
-            f"(ONNX opset {options.opset})",
+            f"(ONNX opset {options.opset})" + (f", and the stages {', '.join(stages)}" if stages else ""),
             soft_wrap=True,
         )
     return {
@@ -183,5 +203,6 @@ def _describe(
         "bundle": str(target),
         "encoders": list(chosen),
         "engines": engines,
+        "stages": list(stages),
         "opset": options.opset,
     }

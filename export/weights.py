@@ -130,3 +130,8 @@ def external_files(path: str | Path) -> tuple[str, ...]:
         if entry.key == "location"
     ]
     return tuple(dict.fromkeys(found))
+
+
+def with_weights(graph: Path) -> tuple[Path, ...]:
+    """A graph and the files with its weights, if they are apart from it."""
+    return (graph, *(graph.with_name(name) for name in external_files(graph)))

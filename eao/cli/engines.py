@@ -24,6 +24,9 @@ def export(
         list[str] | None, typer.Option(help="fp32, fp16, bf16, int8, int8-weights, int8-nncf, fp8.")
     ] = None,
     encoder: Annotated[list[str] | None, typer.Option(help="text, video-audio, ...; default: all.")] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Also parts of the model as graphs of their own: davenet, tokens.")
+    ] = None,
     batch: Annotated[str | None, typer.Option(help="TensorRT's sizes as minimum:optimum:maximum.")] = None,
     text_tokens: Annotated[str | None, typer.Option(help="As --batch.")] = None,
     video_tokens: Annotated[str | None, typer.Option(help="As --batch.")] = None,
@@ -89,6 +92,7 @@ def export(
         engines=engines,
         precisions=precisions,
         encoders=split_names(encoder),
+        stages=split_names(stage),
         options=Options(
             opset=opset,
             calibration=calibration,  # type: ignore[arg-type]

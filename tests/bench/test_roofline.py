@@ -10,9 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from eao.bench.ceiling import Ceiling
 from eao.bench.roofline import bound_ms, call_bytes, encoder_work, weight_bytes
 from eao.config import ModelConfig
-from eao.export.build import with_weights
 from eao.export.manifest import EngineEntry, FileEntry
-from eao.export.weights import share
+from eao.export.weights import share, with_weights
 from eao.model import build_model
 
 CONFIG = ModelConfig(
