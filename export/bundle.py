@@ -133,8 +133,8 @@ def write_bundle(
             graph = GRAPH_OF.get(request.precision, request.precision)
             say(f"{graph} graphs")
             # Stages hold the same weights as the float32 encoders.
-            graphs = [stage.path for stage in written] if graph == "fp32" else []
-            _share_weights(folder, [*graphs, *(build.graph(graph) for build in builds.values())], graph, options)
+            together = [stage.path for stage in written] if graph == "fp32" else []
+            _share_weights(folder, [*together, *(build.graph(graph) for build in builds.values())], graph, options)
             made = {}
             for encoder, build in builds.items():
                 say(f"{request.engine} {request.precision}: compiling {encoder}")

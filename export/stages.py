@@ -273,7 +273,7 @@ def relative_error(expected: NDArray, found: NDArray, real: NDArray[np.bool_]) -
     """
     b = expected[real].astype(np.float64)
     lengths = np.linalg.norm(b, axis=1)
-    least = max(_SMALL * float(np.sqrt(np.mean(lengths**2))), np.finfo(np.float32).tiny)
+    least = max(_SMALL * float(np.sqrt(np.mean(lengths**2))), float(np.finfo(np.float32).tiny))
     return float((np.linalg.norm(found[real] - b, axis=1) / np.maximum(lengths, least)).max())
 
 
