@@ -225,8 +225,8 @@ class Manifest(Record):
 
     def files(self) -> tuple[FileEntry, ...]:
         """Every file of the bundle but the manifest and the reports, each once."""
-        graphs = (*self.engines.values(), *self.stages.values())
-        entries = [self.config, *self.text, *(file for graph in graphs for file in graph.files)]
+        graphs = [*(engine.files for engine in self.engines.values()), *(stage.files for stage in self.stages.values())]
+        entries = [self.config, *self.text, *(file for files in graphs for file in files)]
         return tuple({entry.file: entry for entry in entries}.values())
 
     def specs(self, encoder: str) -> tuple[InputSpec, ...]:
