@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from eao.config import Config
 from eao.errors import ExportError
-from eao.export.calibration import Method, collect
+from eao.export.calibration import Method
 from eao.export.encoders import Model, input_specs
 from eao.export.engines import OFFERED, PRECISIONS, OnnxSession, Session, engine_name
 from eao.export.manifest import EngineEntry, FileEntry
 from eao.export.onnx import EMBED_LIMIT, OPSET, ExportedGraph, export_onnx
 from eao.export.precision import HALF_TYPES, simulate, to_half
-from eao.export.quantize import Quantizer, calibrated_tensors, quantizable_nodes
-from eao.export.sensitivity import find_sensitive, relax, run_graph
+from eao.export.quantized import QuantizedGraph
 from eao.export.weights import WeightFile, with_weights
 from eao.files import atomic_path
 
@@ -34,8 +33,6 @@ CALIBRATED = ("int8", "int8-nncf", "fp8")
 """The precisions whose ranges are chosen from real clips."""
 SIMULATED = ("bf16", "fp8")
 """The precisions that onnxruntime has no CPU kernels for: their rounding is simulated."""
-JUDGES = 64
-"""Samples that tell whether a quantised graph is good enough."""
 GRAPH_OF = {"int8-weights": "fp32", "int8-nncf": "fp32"}
 """The precisions that a runtime makes on its own, and the graph it makes them from."""
 
@@ -56,8 +53,6 @@ class Options:
         opset: of the ONNX graphs.
         threads: of trial runs.
         calibration: how the ranges of int8 and fp8 are chosen: "minmax", "percentile" or "entropy".
-        cosine: least cosine of a sample's embedding by the int8 or fp8 graph; the nodes that add most to the error stay
-            in higher precision until it holds. Above the threshold of parity, which is measured on other clips.
         share_weights: keep equal weights of all encoders once, in a file beside the graphs; by default where the graphs
             are large.
         targets: compute capabilities that TensorRT-RTX engines are built for; by default all that it offers.
@@ -68,7 +63,6 @@ class Options:
     opset: int = OPSET
     threads: int | None = None
     calibration: Method = "minmax"
-    cosine: float = 0.995
     share_weights: bool | None = None
     targets: tuple[str, ...] = ()
     profiles: Mapping[str, str] | None = None
@@ -136,7 +130,7 @@ class EncoderBuild:
         self.options = options
         self._samples = samples
         self._graphs: dict[str, Path] = {}
-        self.left: dict[str, tuple[str, ...]] = {}
+        self._quantized: dict[str, QuantizedGraph] = {}
 
     @cached_property
     def exported(self) -> ExportedGraph:
@@ -168,6 +162,13 @@ class EncoderBuild:
             self._graphs[precision] = self._convert(precision)
         return self._graphs[precision]
 
+    def tighten(self, precision: str) -> bool:
+        """Make a quantised graph anew with more layers in higher precision; False if that is not possible."""
+        if precision not in self._quantized or not self._quantized[precision].tighten():
+            return False
+        self._graphs[precision] = self._convert(precision)
+        return True
+
     def make(self, request: Request) -> EngineEntry:
         """Make an engine, with its files in the folder.
 
@@ -177,6 +178,7 @@ class EncoderBuild:
         """
         graph = self.graph(request.precision)
         facts: dict[str, object] = {}
+        quantized = self._quantized.get(request.precision)
         if request.engine.startswith("tensorrt"):
             files, facts = self._tensorrt(request, graph)
         elif request.precision in GRAPH_OF:
@@ -189,7 +191,7 @@ class EncoderBuild:
             precision=request.precision,  # type: ignore[arg-type]
             files=tuple(FileEntry.of(file, self.folder) for file in files),
             opset=self.options.opset,
-            left=self.left.get(request.precision, ()),
+            left=quantized.kept if quantized is not None else (),
             **facts,  # type: ignore[arg-type]
         )
 
@@ -214,8 +216,8 @@ class EncoderBuild:
             return OnnxSession(path, self.options.threads)
 
     def _convert(self, precision: str) -> Path:
-        model = onnx.load(self.exported.path)
-        converted = to_half(model, precision) if precision in HALF_TYPES else self._quantize(model, precision)
+        is_half = precision in HALF_TYPES
+        converted = to_half(onnx.load(self.exported.path), precision) if is_half else self._quantize(precision)
         path = self.folder / f"{self.encoder}.{precision}.onnx"
         if sum(len(tensor.raw_data) for tensor in converted.graph.initializer) > EMBED_LIMIT:
             with WeightFile(path.with_name(f"{path.name}.data")) as weights:
@@ -224,27 +226,13 @@ class EncoderBuild:
             onnx.save(converted, temporary)
         return path
 
-    def _quantize(self, model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-        samples, threads = self.samples, self.options.threads
-        ranges = collect(self.exported.path, samples, calibrated_tensors(model), self.options.calibration, threads)
-        quantizer = Quantizer(model, ranges, precision)
-        judges = samples[:JUDGES]
-        session = OnnxSession(self.exported.path, threads)
-        expected = [session.run(sample) for sample in judges]
-
-        def runnable(keep: Collection[str]) -> onnx.ModelProto:
-            quantized = quantizer(keep)
-            return simulate(quantized) if precision in SIMULATED else quantized
-
-        def passes(quantized: onnx.ModelProto) -> bool:
-            found = run_graph(quantized, judges, threads)
-            return min(float((a * b).sum(1).min()) for a, b in zip(found, expected, strict=True)) >= self.options.cosine
-
-        relaxed = relax(
-            runnable, passes, lambda: find_sensitive(runnable, quantizable_nodes(model), judges, expected, threads)
-        )
-        self.left[precision] = relaxed.kept
-        return quantizer(relaxed.kept)
+    def _quantize(self, precision: str) -> onnx.ModelProto:
+        if precision not in self._quantized:
+            calibration, threads = self.options.calibration, self.options.threads
+            self._quantized[precision] = QuantizedGraph(
+                self.exported.path, self.samples, precision, calibration, threads
+            )
+        return self._quantized[precision].build()
 
     def _openvino(self, precision: str, graph: Path) -> tuple[Path, ...]:
         from eao.export.openvino import quantize_post_training, quantize_weights

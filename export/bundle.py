@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from numpy.typing import NDArray
-
 from eao.config import Config
 from eao.errors import ExportError, ParityError
-from eao.export.build import GRAPH_OF, EncoderBuild, Options, Request
-from eao.export.cases import Limits, parity_cases
+from eao.export.build import EncoderBuild, Options, Request
 from eao.export.encoders import Axis, Model, axes, exportable_encoders, input_specs
-from eao.export.engines import open_engine, unusable
 from eao.export.manifest import (
     CONFIG_FILE,
     MANIFEST_FILE,
@@ -23,28 +19,20 @@ from eao.export.manifest import (
     FileEntry,
     InputEntry,
     Manifest,
-    ParitySummary,
     versions,
 )
 from eao.export.onnx import OUTPUT
-from eao.export.parity import ParityReport, bisect_encoder, measure_parity
 from eao.export.parity_report import PARITY_FILES, PARITY_JSON, BundleParity
+from eao.export.prove import Proven, Prover, engine_limits
 from eao.export.reference import Reference
-from eao.export.runtime import batch_feeds
+from eao.export.samples import Samples
 from eao.export.stages import ExportedStage, choose_stages, export_stage
 from eao.export.text_files import copy_text_files, link_or_copy
 from eao.export.thresholds import THRESHOLDS, Thresholds
-from eao.export.weights import share, with_weights
 from eao.files import atomic_path
 from eao.model import Batch, encoder_modalities
 from eao.model.weights import hash_weights
 
-CALIBRATION_CLIPS = 256
-"""Clips that the ranges of int8 and fp8 are chosen from, at most."""
-CALIBRATION_SEED = 1_000_000
-"""Of cases for calibration, so that they are others than those of the proof."""
-SHARED_FROM = 200_000_000
-"""Bytes of graphs from which on encoders share their weights by default."""
 FP32 = (Request("onnxruntime", "fp32"),)
 
 Progress = Callable[[str], None]
@@ -116,39 +104,27 @@ def write_bundle(
     chosen, parts = choose_encoders(model, encoders), choose_stages(model, stages)
     check_target(out)
     say = progress or (lambda line: None)
-    samples = _Samples(model, calibration)
+    samples = Samples(model, calibration)
     with atomic_path(out) as folder:
         folder.mkdir()
         builds = {encoder: EncoderBuild(model, config, encoder, folder, options, samples.feeds) for encoder in chosen}
-        limits = _limits(requests, builds.values())
+        limits = engine_limits(requests, builds.values())
         reference = Reference(model, tuple(batches), limits, chosen, progress)
         written = []
         for stage in parts:
             say(f"stage {stage}")
             path = folder / f"{stage}.fp32.onnx"
             written.append(export_stage(model, stage, path, options.opset, options.threads, reference.batches))
-        engines: dict[str, EngineEntry] = {}
-        reports = []
-        for request in requests:
-            graph = GRAPH_OF.get(request.precision, request.precision)
-            say(f"{graph} graphs")
+        prover = Prover(reference, folder, builds, options, thresholds, bisect, say)
+        proven: dict[Request, Proven] = {}
+        for precision in dict.fromkeys(request.precision for request in requests):
+            names = [request.engine for request in requests if request.precision == precision]
             # Stages hold the same weights as the float32 encoders.
-            together = [stage.path for stage in written] if graph == "fp32" else []
-            _share_weights(folder, [*together, *(build.graph(graph) for build in builds.values())], graph, options)
-            made = {}
-            for encoder, build in builds.items():
-                say(f"{request.engine} {request.precision}: compiling {encoder}")
-                made[encoder] = build.make(request)
-            say(f"{request.engine} {request.precision}: parity")
-            report, simulated = _prove(reference, folder, request, builds, made, options, thresholds, say)
-            reports.append(report)
-            for encoder in made if bisect and request.precision not in GRAPH_OF else ():
-                if report.failures(encoder):
-                    say(f"{request.engine} {request.precision}: where {encoder} diverges")
-                    graphs = builds[encoder].graph("fp32"), builds[encoder].graph(request.precision)
-                    bisect_encoder(reference, report, encoder, *graphs, threads=options.threads)
-            for encoder, entry in made.items():
-                engines[entry.key] = entry.model_copy(update={"parity": _summary(report, encoder, simulated)})
+            others = [stage.path for stage in written] if precision == "fp32" else []
+            for name, one in zip(names, prover.prove(names, precision, others), strict=True):
+                proven[Request(name, precision)] = one
+        reports = [proven[request].report for request in requests]
+        engines = {entry.key: entry for request in requests for entry in proven[request].entries}
         parity = BundleParity(reports=reports, clips=sum(map(len, reference.batches)), versions=versions())
         parity.save(folder)
         passed = {key: entry for key, entry in engines.items() if entry.parity is not None and entry.parity.passed}
@@ -207,85 +183,6 @@ def _load(source: str | Path | Model, config: Config | None) -> tuple[Model, Con
     return source, config, ""
 
 
-class _Samples:
-    """Inputs of encoders from real clips, read once however many encoders ask."""
-
-    def __init__(self, model: Model, batches: Iterable[Batch]) -> None:
-        self.model = model
-        self.batches = batches
-        self._read: list[Batch] | None = None
-
-    def feeds(self, encoder: str) -> list[Mapping[str, NDArray]]:
-        """Cases of parity made of real clips' tokens, then the clips one by one; nothing if no clip has all inputs.
-
-        Whole clips alone would leave the ranges of short, masked and missing inputs to luck.
-        """
-        if self._read is None:
-            self._read = []
-            for batch in self.batches:
-                self._read.append(batch)
-                if sum(map(len, self._read)) >= CALIBRATION_CLIPS:
-                    break
-        needed = encoder_modalities(encoder)
-        specs = input_specs(self.model, encoder)
-        usable = [batch.only(needed) for batch in self._read if set(needed) <= set(batch.modalities)]
-        if not usable:
-            return []
-        cases = [case.batch for case in parity_cases(self.model, encoder, CALIBRATION_SEED, usable)]
-        clips = [batch[i : i + 1] for batch in usable for i in range(len(batch))]
-        return [batch_feeds(batch, specs, encoder) for batch in (*cases, *clips)]
-
-
-def _limits(requests: Iterable[Request], builds: Iterable[EncoderBuild]) -> Limits | None:
-    """The sizes that all engines take: those of TensorRT's profiles, if it runs here."""
-    if all(not r.engine.startswith("tensorrt") or unusable(r.engine, precision=r.precision) for r in requests):
-        return None
-    limits: dict[str, tuple[int, int]] = {}
-    for profile in (profile for build in builds for profile in build.profiles()):
-        for axis, sizes in profile.items():
-            least, most = limits.get(axis, (sizes.min, sizes.max))
-            limits[axis] = min(least, sizes.min), max(most, sizes.max)
-    return limits
-
-
-def _share_weights(folder: Path, graphs: Sequence[Path], precision: str, options: Options) -> None:
-    """Bring the weights of graphs into one file, which is done once for each precision."""
-    files = {file for graph in graphs for file in with_weights(graph)}
-    shared = folder / f"weights.{precision}.bin"
-    wanted = options.share_weights
-    if wanted is None:
-        wanted = len(graphs) > 1 and sum(file.stat().st_size for file in files) > SHARED_FROM
-    if wanted and shared not in files:
-        share(folder, [graph.name for graph in graphs], shared.name)
-
-
-def _prove(
-    reference: Reference,
-    folder: Path,
-    request: Request,
-    builds: Mapping[str, EncoderBuild],
-    made: Mapping[str, EngineEntry],
-    options: Options,
-    thresholds: dict[str, Thresholds],
-    say: Progress,
-) -> tuple[ParityReport, bool]:
-    """The parity of one engine at one precision, and whether it had to be measured on the graph in its place."""
-    simulated = unusable(request.engine, precision=request.precision) is not None
-    specs = {encoder: input_specs(reference.model, encoder) for encoder in made}
-    sessions = {
-        encoder: builds[encoder].simulation(request)
-        if simulated
-        else open_engine(folder, entry, specs[encoder], options.threads)
-        for encoder, entry in made.items()
-    }
-
-    def encode(batch: Batch, encoder: str) -> NDArray:
-        return sessions[encoder].run(batch_feeds(batch, specs[encoder], encoder))
-
-    report = measure_parity(reference, encode, list(made), request.precision, request.engine, thresholds, progress=say)
-    return report, simulated
-
-
 def _manifest(
     model: Model,
     config: Config,
@@ -316,19 +213,6 @@ def _manifest(
         engines=engines,
         stages={stage.name: stage.entry() for stage in stages},
         versions=versions(),
-    )
-
-
-def _summary(report: ParityReport, encoder: str, simulated: bool) -> ParitySummary:
-    measured = report.encoders[encoder]
-    ranked = [ranking.top10_overlap for ranking in report.rankings if encoder in ranking.encoders]
-    return ParitySummary(
-        passed=not report.failures(encoder),
-        max_abs=measured.figures.max_abs,
-        cosine_min=measured.figures.cosine_min,
-        batch_invariance=measured.batch_invariance,
-        top10_overlap=min(ranked) if ranked else None,
-        simulated=simulated,
     )
 
 

@@ -63,7 +63,10 @@ def find_sensitive(
 
 
 def relax(
-    quantize: Quantize, passes: Callable[[onnx.ModelProto], bool], ranking: Callable[[], Sequence[Sensitivity]]
+    quantize: Quantize,
+    passes: Callable[[onnx.ModelProto], bool],
+    ranking: Callable[[], Sequence[Sensitivity]],
+    kept: Sequence[str] = (),
 ) -> Relaxed:
     """Leave the worst nodes in higher precision, one after the other, until a check passes.
 
@@ -71,15 +74,18 @@ def relax(
         quantize: see `find_sensitive`.
         passes: the check.
         ranking: asked for only when the check fails at first, for example `lambda: find_sensitive(...)`.
+        kept: nodes that are in higher precision from the beginning.
 
     Raises:
         ExportError: the check fails with every node in higher precision.
     """
-    model = quantize([])
+    kept = list(kept)
+    model = quantize(kept)
     if passes(model):
-        return Relaxed(model, ())
-    kept: list[str] = []
+        return Relaxed(model, tuple(kept))
     for entry in ranking():
+        if entry.node in kept:
+            continue
         kept.append(entry.node)
         model = quantize(kept)
         log.info("%s stays in higher precision: it adds %.2g to the error", entry.node, entry.error)
