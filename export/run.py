@@ -108,12 +108,19 @@ def print_parity(written: WrittenBundle) -> None:
         print_table("stages against PyTorch", rows)
     count = len(written.manifest.engines)
     err.print(f"{written.path}: {count} engines; all figures are in {written.path / PARITY_MARKDOWN}", soft_wrap=True)
+    for (encoder, precision), left in kept_layers(written.manifest).items():
+        err.print(f"{encoder} {precision}: {left} layers stay in float32", soft_wrap=True)
     for line in written.parity.failures():
         err.print(f"[x] {line}", style="red", markup=False, soft_wrap=True)
     for report, encoder, divergence in written.parity.divergences():
         err.print(f"    {report.name} {encoder}: {divergence.describe()}", markup=False, soft_wrap=True)
     if written.failed is not None:
         err.print(f"what failed is in {written.failed}, and not in the bundle", soft_wrap=True)
+
+
+def kept_layers(manifest: Manifest) -> dict[tuple[str, str], int]:
+    """How many layers of each quantised graph stay in higher precision, by encoder and precision."""
+    return {(e.encoder, e.precision): len(e.left) for e in manifest.engines.values() if e.left}
 
 
 def _row(report: ParityReport, encoder: str) -> dict[str, str]:
