@@ -10,7 +10,7 @@ from eao.errors import ConfigError
 from eao.files import write_text
 
 
-def update_section(path: str | Path, name: str, heading: str, markdown: str) -> None:
+def update_section(path: str | Path, name: str, heading: str, markdown: str, title: str = "Performance") -> None:
     """Put a section into a page, in place of the one an earlier run wrote under the same name.
 
     A page without the section's markers gets it at its end, and a missing page is created.
@@ -20,13 +20,14 @@ def update_section(path: str | Path, name: str, heading: str, markdown: str) -> 
         name: of the measurement; the markers carry it.
         heading: the section's heading.
         markdown: what stands below it.
+        title: of a page that is created.
 
     Raises:
         ConfigError: only one of the markers is there.
     """
     path = Path(path)
     begin, end = markers(name)
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Performance\n"
+    text = path.read_text(encoding="utf-8") if path.exists() else f"# {title}\n"
     section = f"{begin}\n## {heading}\n\n{markdown.rstrip()}\n{end}"
     if (begin in text) != (end in text) or (begin in text and text.index(end) < text.index(begin)):
         raise ConfigError(f"{path} has only one of the markers of this section", f"mend it: {begin} ... {end}")

@@ -95,9 +95,9 @@ def run(
     return report
 
 
-def msrvtt_batch(config: ModelConfig, clips: int) -> Batch:
+def msrvtt_batch(config: ModelConfig, clips: int, seed: int = 0) -> Batch:
     """Random clips with lengths like those of MSR-VTT: 10 to 30 s, most of them short."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     words = torch.randint(5, 14, (clips,), generator=random)
     seconds = 10 + 20 * torch.rand(clips, generator=random) ** 3
     rows, frames = (1.5 * seconds).long(), (100 * seconds).long()

@@ -19,6 +19,7 @@ import pydantic
 
 Function = Callable[[], object]
 _CLEAR_PEAK = "5"  # see proc(5), clear_refs
+_LEAST_ROUNDS = 4
 
 
 class Latency(pydantic.BaseModel):
@@ -93,11 +94,14 @@ class Comparison:
         speedups: by name, the median over rounds of (time of the first function / time of this one); the first has 1.
         noise: by name, half the interquartile range of those ratios over their median. A speed-up that differs from 1
             by less than this says nothing.
+        spreads: by name, half the interquartile range of the median times of the rounds over their median: the noise of
+            the times themselves.
     """
 
     latencies: dict[str, Latency]
     speedups: dict[str, float]
     noise: dict[str, float]
+    spreads: dict[str, float]
 
 
 def compare(
@@ -105,6 +109,7 @@ def compare(
     *,
     warmup_seconds: float = 0.5,
     max_seconds: float = 3.0,
+    max_runs: int | None = None,
     rounds: int = 12,
     items: int = 1,
 ) -> Comparison:
@@ -118,7 +123,9 @@ def compare(
         functions: by name; the first is the one the others are compared with.
         warmup_seconds: of each function, before the first round; at least one call is made unless it is 0.
         max_seconds: for each function, over all rounds.
-        rounds: the number of rounds; at least one call of each function is counted in each.
+        max_runs: the most calls of each function that are counted, over all rounds, but one in each round.
+        rounds: the number of rounds; at least one call of each function is counted in each. Where calls are so long
+            that this takes more than the time for all functions, four rounds are enough.
         items: how many items one call handles.
     """
     if not functions:
@@ -127,15 +134,20 @@ def compare(
         _warm_up(function, warmup_seconds)
     times: dict[str, list[list[float]]] = {name: [] for name in functions}
     names = list(functions)
+    most = None if max_runs is None else max(max_runs // rounds, 1)
+    end = time.perf_counter() + max_seconds * len(functions)
     for i in range(rounds):
+        if i >= _LEAST_ROUNDS and time.perf_counter() > end:
+            break
         for name in names if i % 2 == 0 else reversed(names):
-            times[name].append(_slice(functions[name], max_seconds / rounds))
+            times[name].append(_slice(functions[name], max_seconds / rounds, most))
     medians = {name: np.array([statistics.median(t) for t in slices]) for name, slices in times.items()}
     ratios = {name: medians[names[0]] / medians[name] for name in names}
     return Comparison(
         latencies={name: Latency.of([t for part in slices for t in part], items) for name, slices in times.items()},
         speedups={name: float(np.median(r)) for name, r in ratios.items()},
         noise={name: _spread(r) for name, r in ratios.items()},
+        spreads={name: _spread(m) for name, m in medians.items()},
     )
 
 
@@ -215,13 +227,13 @@ def _warm_up(function: Function, seconds: float) -> None:
         function()
 
 
-def _slice(function: Function, seconds: float) -> list[float]:
+def _slice(function: Function, seconds: float, most: int | None) -> list[float]:
     first = _time(function)
     if first >= seconds:
         return [first]
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
+    while not times or (time.perf_counter() < end and (most is None or len(times) < most)):
         times.append(_time(function))
     return times
 
@@ -232,8 +244,8 @@ def _time(function: Function) -> float:
     return time.perf_counter() - start
 
 
-def _spread(ratios: np.ndarray) -> float:
-    low, middle, high = np.percentile(ratios, [25, 50, 75])
+def _spread(values: np.ndarray) -> float:
+    low, middle, high = np.percentile(values, [25, 50, 75])
     return float((high - low) / 2 / middle)
 
 

@@ -1,289 +1,309 @@
-"""Latency of a bundle's engines beside the PyTorch model, as JSON and as a table."""
+"""What was measured of a bundle's engines, with all that is needed to read it: JSON and Markdown."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import pydantic
-import torch
 
+from eao.bench.arrivals import Arrivals
+from eao.bench.ceiling import Ceiling
+from eao.bench.cost import Cost
 from eao.bench.docs import measured_on
-from eao.bench.hardware import Hardware, describe_hardware
-from eao.bench.latency import Function, Latency, compare, foreign_load, peak_memory
+from eao.bench.hardware import Hardware
+from eao.bench.latency import Latency
+from eao.bench.roofline import bound_ms
 from eao.errors import ConfigError
-from eao.export.bundle import choose_encoders
-from eao.export.encoders import (
-    BATCH,
-    SPECTROGRAM_FRAMES,
-    TEXT_TOKENS,
-    VIDEO_TOKENS,
-    Axis,
-    EncoderModule,
-    InputSpec,
-    Model,
-    concrete_shape,
-)
-from eao.export.manifest import versions
-from eao.export.runtime import Bundle
+from eao.export.encoders import BATCH
+from eao.export.manifest import ParitySummary
+from eao.export.page import Table
 from eao.files import write_text
 
-# B batch, E embedding
-
-Progress = Callable[[str], None]
 TORCH = "torch"
-ENGINE = "onnxruntime"
+"""The way beside the engines: the PyTorch model itself, in eager mode."""
 QUIET = 0.1
 """Cores that other processes may keep busy during a measurement that is to be quoted."""
+BUSY = "busy machine"
+
+
+class Copies(pydantic.BaseModel):
+    """Milliseconds of one call on a device: inputs to it, its work, the output back."""
+
+    upload_ms: float
+    compute_ms: float
+    download_ms: float
+
+
+class Result(pydantic.BaseModel):
+    """An engine, or PyTorch, at one size.
+
+    Attributes:
+        latency: of calls made one after the other.
+        spread: half the interquartile range of the rounds' median times, over their median.
+        speedup: over the first of those measured in turns, which is PyTorch if it was among them.
+        noise: of the speed-up, relative; see `eao.bench.latency.Comparison`.
+        traffic: bytes of weights, inputs and output.
+        copies: where the runtime tells them apart.
+        arrivals: requests that came at random, if they were asked for.
+    """
+
+    latency: Latency
+    spread: float
+    speedup: float
+    noise: float
+    traffic: int
+    copies: Copies | None = None
+    arrivals: Arrivals | None = None
 
 
 class Entry(pydantic.BaseModel):
-    """One encoder at one size: latency by runtime, and how much faster than PyTorch each runtime is.
+    """One encoder at one size, by every way, measured in turns.
 
-    `speedup` and `noise` are None without a PyTorch model to compare with. `noise` is relative; see
-    `eao.bench.latency.Comparison`. `foreign_cores` is how many cores other processes kept busy meanwhile.
+    Attributes:
+        length: share of the longest clip.
+        sizes: by axis.
+        gflop: arithmetic of a call, in 1e9 operations.
+        results: by way: "torch", "onnxruntime fp32", "openvino int8" ...
+        foreign_cores: how many cores other processes kept busy meanwhile.
     """
 
     encoder: str
+    length: float
     sizes: dict[str, int]
-    latencies: dict[str, Latency]
-    speedup: float | None = None
-    noise: float | None = None
+    gflop: float
+    results: dict[str, Result]
     foreign_cores: float | None = None
 
     @property
     def reliable(self) -> bool:
-        """Whether the machine was quiet: otherwise the speed-up tells of its load more than of the engine."""
+        """Whether the machine was quiet: otherwise the speed-ups tell of its load more than of the engines."""
         return self.foreign_cores is None or self.foreign_cores <= QUIET
 
+    @property
+    def engines(self) -> dict[str, Result]:
+        """The results but PyTorch's."""
+        return {way: result for way, result in self.results.items() if way != TORCH}
 
-class Memory(pydantic.BaseModel):
-    """One engine: seconds from file to a ready session and of the first run after it, file size, and memory.
+    @property
+    def slower(self) -> tuple[str, ...]:
+        """The engines that are slower than PyTorch by more than the noise; none on a busy machine."""
+        if TORCH not in self.results or not self.reliable:
+            return ()
+        return tuple(way for way, r in self.engines.items() if r.speedup * (1 + r.noise) < 1)
 
-    `memory_mb` is by how much peak resident memory rose while the session was opened and run at every size.
-    """
+    @property
+    def recommended(self) -> str | None:
+        """The fastest engine that is faster than PyTorch by more than the noise, measured on a quiet machine."""
+        if TORCH not in self.results or not self.reliable:
+            return None
+        faster = {way: r.speedup for way, r in self.engines.items() if r.speedup > 1 + r.noise}
+        return max(faster, key=faster.__getitem__) if faster else None
+
+    def describe_sizes(self) -> str:
+        """The sizes but the batch."""
+        return ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in self.sizes.items() if name != BATCH) or "fixed"
+
+    def describe_speedup(self, way: str) -> str:
+        """With its noise; nothing for what the others are compared with."""
+        result = self.results[way]
+        if way == next(iter(self.results)):
+            return ""
+        return f"{result.speedup:.2f}x ± {100 * result.noise:.0f} %" if self.reliable else BUSY
+
+    def verdict(self, way: str) -> str:
+        """What to make of an engine at this size; empty if there is nothing to say."""
+        if way in self.slower:
+            return "[!] slower than PyTorch"
+        return "recommended" if way == self.recommended else ""
+
+
+class EngineFacts(pydantic.BaseModel):
+    """One engine, apart from its speed: `cost` as measured here, `parity` as the bundle's manifest has it."""
 
     encoder: str
-    file_mb: float
-    load_seconds: float
-    first_run_ms: float
-    memory_mb: float
+    way: str
+    cost: Cost
+    parity: ParitySummary | None = None
 
 
 class BenchReport(pydantic.BaseModel):
-    """A measurement with all that is needed to read it."""
+    """A measurement of a bundle.
 
+    Attributes:
+        model_mb: weights of the PyTorch model, if it was measured, in 1e6 bytes.
+        skipped: engine -> why it was not measured.
+    """
+
+    format: Literal[2] = 2
     bundle: str
+    device: str
     threads: int
     hardware: Hardware
     versions: dict[str, str]
+    ceiling: Ceiling
     model_mb: float | None = None
     entries: list[Entry]
-    memory: list[Memory]
+    engines: list[EngineFacts]
+    skipped: dict[str, str] = {}
 
     @property
-    def slower(self) -> list[Entry]:
-        """The reliable entries where the engine is slower than PyTorch by more than the noise."""
-        return [
-            e for e in self.entries if e.reliable and e.speedup is not None and e.speedup * (1 + (e.noise or 0)) < 1
-        ]
+    def slower(self) -> list[tuple[Entry, str]]:
+        """Where an engine is slower than PyTorch by more than the noise."""
+        return [(entry, way) for entry in self.entries for way in entry.slower]
+
+    def facts(self, encoder: str, way: str) -> EngineFacts | None:
+        """Of one engine; None for PyTorch."""
+        return next((f for f in self.engines if (f.encoder, f.way) == (encoder, way)), None)
 
     def to_markdown(self) -> str:
-        """Latency and memory tables, with the machine they were measured on."""
-        hardware = self.hardware
-        lines = [
-            measured_on(hardware, self.versions, self.threads)
-            + " Milliseconds a call, engine and PyTorch eager in turns.",
-            "",
-            "| encoder | batch | sizes | torch median | engine median | p90 | p99 | clips/s | speed-up |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
-        lines += [_row(entry) for entry in self.entries]
-        if busy := [e.foreign_cores for e in self.entries if not e.reliable and e.foreign_cores is not None]:
-            lines += [
-                "",
-                f"[!] Other processes kept up to {max(busy):.1f} of {hardware.cores} cores busy during {len(busy)} of "
-                f"{len(self.entries)} measurements. Their times are too long, and their speed-ups are left out: "
-                "measure again on a quiet machine.",
-            ]
-        for entry in self.slower:
-            lines += [
-                "",
-                f"[!] {entry.encoder} at batch {entry.sizes[BATCH]} is slower than PyTorch: do not prefer it.",
-            ]
-        lines += ["", "| engine | file MB | load s | first run ms | peak memory MB |", "|---|---|---|---|---|"]
-        for m in self.memory:
-            lines.append(
-                f"| {m.encoder} | {m.file_mb:.1f} | {m.load_seconds:.2f} | {m.first_run_ms:.1f} | {m.memory_mb:.0f} |"
-            )
-        if self.model_mb is not None:
-            lines += ["", f"The PyTorch model holds {self.model_mb:.1f} MB of weights, for all encoders together."]
+        """All tables, with the machine they were measured on."""
+        lines = [f"{self.measured_on()} {self.introduction()}", "", self.latency_table().to_markdown()]
+        lines += [line for note in self.notes() for line in ("", note)]
+        for heading, table in self.further_tables():
+            lines += ["", heading, "", table.to_markdown()]
         return "\n".join(lines) + "\n"
+
+    def measured_on(self) -> str:
+        """The sentence with machine and versions."""
+        return measured_on(self.hardware, self.versions, self.threads)
+
+    def introduction(self) -> str:
+        """How to read the table of latencies."""
+        first = next((next(iter(entry.results)) for entry in self.entries), TORCH)
+        return (
+            "Milliseconds a call, all ways in turns in one process; every token real. Speed-up is over "
+            f"{'PyTorch eager' if first == TORCH else first}, ± half the interquartile range of the ratio. GFLOP/s "
+            "count the arithmetic of the encoder with its padding, GB/s its weights, inputs and output once a call; "
+            f"float32 products and copies reached {self.ceiling} here, and `of bound` is how near a call comes to the "
+            "least time these allow (A = arithmetic, M = memory), where int8 can pass the float32 bound."
+        )
+
+    def notes(self) -> Iterator[str]:
+        """Sentences of warning."""
+        if busy := [e.foreign_cores for e in self.entries if not e.reliable and e.foreign_cores is not None]:
+            yield (
+                f"[!] Other processes kept up to {max(busy):.1f} of {self.hardware.cores} cores busy during {len(busy)}"
+                f" of {len(self.entries)} measurements. Their times are too long, and their speed-ups are left out: "
+                "measure again on a quiet machine."
+            )
+        for encoder in dict.fromkeys(entry.encoder for entry, _ in self.slower):
+            where = [f"{way} at batch {e.sizes[BATCH]}" for e, way in self.slower if e.encoder == encoder]
+            yield f"[!] {encoder}: slower than PyTorch, do not prefer {', '.join(dict.fromkeys(where))}."
+        for engine, reason in self.skipped.items():
+            yield f"{engine} was not measured: {reason}."
+        if self.model_mb is not None:
+            yield f"The PyTorch model holds {self.model_mb:.1f} MB of weights, for all encoders together."
+
+    def further_tables(self) -> Iterator[tuple[str, Table]]:
+        """Headings and tables beside the latencies."""
+        yield "Every engine was opened and run in a process of its own:", self.engine_table()
+        if any(r.copies for e in self.entries for r in e.results.values()):
+            yield "Median milliseconds on the device, without a CUDA graph:", self.copies_table()
+        if any(r.arrivals for e in self.entries for r in e.results.values()):
+            yield "Requests at random times, served one at a time; latency includes the wait:", self.arrivals_table()
+
+    def latency_table(self) -> Table:
+        """A row for each encoder, size and way."""
+        header = ("encoder", "batch", "sizes", "engine", "median", "p90", "p95", "p99", "min", "clips/s", "speed-up")
+        rows = []
+        for entry, way, result in self._results():
+            latency = result.latency
+            times = (latency.median_ms, latency.p90_ms, latency.p95_ms, latency.p99_ms, latency.min_ms)
+            cells = [entry.encoder, str(entry.sizes[BATCH]), entry.describe_sizes(), way, *map(_ms, times)]
+            cells += [_figures(latency.throughput), entry.describe_speedup(way)]
+            least, limit = bound_ms(self.ceiling, entry.gflop, result.traffic)
+            cells.append(f"{entry.gflop / latency.median_ms * 1e3:,.0f}")
+            cells.append(f"{result.traffic / latency.median_ms / 1e6:,.1f}")
+            cells.append(f"{100 * least / latency.median_ms:.0f} % {limit[0].upper()}")
+            rows.append((*cells, entry.verdict(way)))
+        return Table((*header, "GFLOP/s", "GB/s", "of bound", ""), rows)
+
+    def engine_table(self) -> Table:
+        """A row for each engine."""
+        header = (
+            "encoder",
+            "engine",
+            "file MB",
+            "load s",
+            "first run ms",
+            "peak memory MB",
+            "cosine min",
+            "top-10 kept",
+        )
+        rows = []
+        for facts in self.engines:
+            cost, parity = facts.cost, facts.parity
+            cells = [facts.encoder, facts.way, f"{cost.file_mb:,.1f}", f"{cost.load_seconds:.2f}"]
+            memory = f"{cost.memory_mb:,.0f}"
+            if cost.device_mb is not None:
+                memory += f" + {cost.device_mb:,.0f} on the GPU"
+            cells += [_ms(cost.first_run_ms), memory]
+            cells.append("" if parity is None else f"{parity.cosine_min:.6f}")
+            kept = None if parity is None else parity.top10_overlap
+            rows.append((*cells, "" if kept is None else f"{100 * kept:.1f} %"))
+        return Table(header, rows)
+
+    def copies_table(self) -> Table:
+        """A row for each engine and size whose runtime tells copies apart."""
+        rows = []
+        for entry, way, result in self._results():
+            if result.copies is not None:
+                times = (result.copies.upload_ms, result.copies.compute_ms, result.copies.download_ms)
+                rows.append((entry.encoder, str(entry.sizes[BATCH]), entry.describe_sizes(), way, *map(_ms, times)))
+        return Table(("encoder", "batch", "sizes", "engine", "copies in", "work", "copies out"), rows)
+
+    def arrivals_table(self) -> Table:
+        """A row for each way and size that answered requests."""
+        header = ("encoder", "batch", "sizes", "engine", "requests/s", "median", "p90", "p99", "busy", "missed")
+        rows = []
+        for entry, way, result in self._results():
+            if (found := result.arrivals) is None:
+                continue
+            times = (found.latency.median_ms, found.latency.p90_ms, found.latency.p99_ms)
+            cells = [entry.encoder, str(entry.sizes[BATCH]), entry.describe_sizes(), way, f"{found.rate:g}"]
+            cells += [*map(_ms, times), "overloaded" if found.overloaded else f"{100 * found.utilization:.0f} %"]
+            missed = found.missed is not None and found.deadline_ms is not None
+            rows.append((*cells, f"{100 * found.missed:.1f} % of {found.deadline_ms:g} ms" if missed else ""))
+        return Table(header, rows)
 
     def save(self, path: str | Path) -> None:
         """Write JSON, atomically."""
         write_text(path, self.model_dump_json(indent=2) + "\n")
 
+    def save_html(self, path: str | Path) -> None:
+        """Write one page with tables and plots that needs no other file, atomically.
 
-def bench_bundle(
-    model: Model | None,
-    bundle: Bundle | str | Path,
-    encoders: str | Sequence[str] = "all",
-    batches: Sequence[int] = (1, 8),
-    text_tokens: int = 20,
-    video_tokens: int = 48,
-    audio_frames: int = 1024,
-    seconds: float = 2.0,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> BenchReport:
-    """Measure every engine of a bundle, in turns with the PyTorch model where one is given.
+        Raises:
+            MissingDependencyError: matplotlib, which draws the plots, is not installed.
+        """
+        from eao.bench.page import render_page
 
-    Sizes are rounded up to what an engine takes; positional models keep their fixed sizes.
+        write_text(path, render_page(self))
 
-    Args:
-        model: for comparison, in eager mode; None measures the engines alone.
-        bundle: a bundle or its folder.
-        encoders: "all", names joined by commas, or a sequence.
-        batches: clips a call.
-        text_tokens, video_tokens, audio_frames: sizes of one clip.
-        seconds: of measurement for each encoder, batch size and runtime, after a quarter of it for warm-up.
-        threads: for both runtimes; by default all cores.
-        progress: called with a line before each measurement.
+    @classmethod
+    def load(cls, path: str | Path) -> BenchReport:
+        """Read what `save` wrote.
 
-    Raises:
-        ConfigError: an encoder the bundle does not have, or a size below 1.
-    """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    hardware = describe_hardware()
-    threads = threads or hardware.cores
-    chosen = _choose(bundle, model, encoders)
-    sizes = {TEXT_TOKENS: text_tokens, VIDEO_TOKENS: video_tokens, SPECTROGRAM_FRAMES: audio_frames}
-    if min(*sizes.values(), *batches) < 1:
-        raise ConfigError("sizes and batches must be at least 1")
-    entries: list[Entry] = []
-    memory: list[Memory] = []
-    with _torch_threads(threads):
-        for encoder in chosen:
-            fresh = Bundle(bundle.path, threads, bundle.device, bundle.verify)
-            plan = [_fit(fresh, encoder, {**sizes, BATCH: batch}) for batch in batches]
-            memory.append(_measure_memory(fresh, encoder, plan))
-            for size in plan:
-                if progress:
-                    progress(f"{encoder}, batch {size[BATCH]}")
-                entries.append(_measure(model, fresh, encoder, size, seconds))
-    weights = sum(p.nbytes for p in model.parameters()) / 1e6 if model is not None else None
-    return BenchReport(
-        bundle=str(bundle.path),
-        threads=threads,
-        hardware=hardware,
-        versions=versions(),
-        model_mb=weights,
-        entries=entries,
-        memory=memory,
-    )
+        Raises:
+            ConfigError: the file is missing, or no report of this version.
+        """
+        hint = "write one: eao bench BUNDLE --out FILE"
+        try:
+            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}", hint) from None
+        except ValueError as error:
+            raise ConfigError(f"{path} is no report of engines: {str(error).splitlines()[0]}", hint) from None
+
+    def _results(self) -> Iterator[tuple[Entry, str, Result]]:
+        return ((entry, way, result) for entry in self.entries for way, result in entry.results.items())
 
 
-def random_feeds(specs: Sequence[InputSpec], sizes: dict[str, int], seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs of an engine, every token real; `sizes` by axis name."""
-    generator = np.random.default_rng(seed)
-    feeds: dict[str, np.ndarray] = {}
-    for spec in specs:
-        shape = concrete_shape(spec, sizes)
-        if spec.dtype == "bool":
-            feeds[spec.name] = np.ones(shape, dtype=np.bool_)
-        elif spec.dtype == "int64":
-            feeds[spec.name] = np.full(shape, feeds["audio"].shape[2], dtype=np.int64)
-        elif spec.name == "audio":
-            feeds[spec.name] = generator.uniform(-80, 0, shape).astype(np.float32)
-        else:
-            feeds[spec.name] = generator.standard_normal(shape, dtype=np.float32)
-    return feeds
+def _ms(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
-def _measure(model: Model | None, bundle: Bundle, encoder: str, sizes: dict[str, int], seconds: float) -> Entry:
-    feeds = random_feeds(bundle.manifest.specs(encoder), sizes)
-    functions: dict[str, Function] = {}
-    if model is not None:
-        module = EncoderModule(model, encoder).eval()
-        tensors = tuple(torch.from_numpy(array) for array in feeds.values())
-        functions[TORCH] = lambda: module(*tensors)
-    functions[ENGINE] = lambda: bundle.run(encoder, feeds)
-    with torch.inference_mode(), foreign_load() as others:
-        found = compare(functions, warmup_seconds=seconds / 4, max_seconds=seconds, items=sizes[BATCH])
-    compared = model is not None
-    return Entry(
-        encoder=encoder,
-        sizes=sizes,
-        latencies=found.latencies,
-        speedup=found.speedups[ENGINE] if compared else None,
-        noise=found.noise[ENGINE] if compared else None,
-        foreign_cores=others.cores,
-    )
-
-
-def _measure_memory(bundle: Bundle, encoder: str, plan: Sequence[dict[str, int]]) -> Memory:
-    specs = bundle.manifest.specs(encoder)
-    feeds = [random_feeds(specs, sizes) for sizes in plan]
-    import onnxruntime  # noqa: F401  its own libraries are no engine's memory
-
-    with peak_memory() as memory:
-        start = time.perf_counter()
-        bundle.session(encoder)
-        loaded = time.perf_counter()
-        bundle.run(encoder, feeds[0])
-        first = time.perf_counter()
-        for later in feeds[1:]:
-            bundle.run(encoder, later)
-    return Memory(
-        encoder=encoder,
-        file_mb=sum(file.size for file in bundle.manifest.encoders[encoder].files) / 1e6,
-        load_seconds=loaded - start,
-        first_run_ms=(first - loaded) * 1e3,
-        memory_mb=memory.growth / 1e6,
-    )
-
-
-def _fit(bundle: Bundle, encoder: str, sizes: dict[str, int]) -> dict[str, int]:
-    axes = {a.name: a for spec in bundle.manifest.specs(encoder) for a in spec.shape if isinstance(a, Axis)}
-    return {name: axis.size(-(-sizes[name] // axis.multiple)) for name, axis in axes.items()}
-
-
-def _choose(bundle: Bundle, model: Model | None, encoders: str | Sequence[str]) -> tuple[str, ...]:
-    names = [n.strip() for n in encoders.split(",")] if isinstance(encoders, str) else list(encoders)
-    chosen = bundle.encoders if names == ["all"] else tuple(names)
-    for name in chosen:
-        if name not in bundle.encoders:
-            raise ConfigError(
-                f"the bundle {bundle.path} has no encoder {name!r}", f"it has {', '.join(bundle.encoders)}"
-            )
-    if model is not None:
-        choose_encoders(model, chosen)
-    return chosen
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _row(entry: Entry) -> str:
-    engine = entry.latencies[ENGINE]
-    reference = entry.latencies.get(TORCH)
-    sizes = ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in entry.sizes.items() if name != BATCH)
-    torch_median = f"{reference.median_ms:.2f}" if reference is not None else "-"
-    speedup = "-"
-    if entry.speedup is not None:
-        speedup = f"{entry.speedup:.2f}x ± {100 * (entry.noise or 0):.0f} %" if entry.reliable else "busy machine"
-    return (
-        f"| {entry.encoder} | {entry.sizes[BATCH]} | {sizes or 'fixed'} | {torch_median} | {engine.median_ms:.2f} "
-        f"| {engine.p90_ms:.2f} | {engine.p99_ms:.2f} | {engine.throughput:.0f} | {speedup} |"
-    )
+def _figures(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"

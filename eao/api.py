@@ -13,7 +13,13 @@ BUNDLE_MANIFEST = "manifest.json"
 CONFIG_FILE = "config.yaml"
 
 
-def load(path: str | Path, device: str | None = None, overrides: Iterable[str] = ()) -> Embedder:
+def load(
+    path: str | Path,
+    device: str | None = None,
+    overrides: Iterable[str] = (),
+    engine: str | None = None,
+    precision: str | None = None,
+) -> Embedder:
     """Load a model, ready to embed.
 
     Args:
@@ -23,16 +29,20 @@ def load(path: str | Path, device: str | None = None, overrides: Iterable[str] =
             unless "cuda" is asked for.
         overrides: settings to change as key=value, such as "data.text.path=vectors.bin". Of `model.*` only those that
             mean the same weights, such as `model.audio_pooling`.
+        engine: of a bundle, use this runtime, such as "openvino"; by default the first in the bundle that runs here.
+        precision: of a bundle, use engines of this precision, such as "int8".
 
     Raises:
         CheckpointError: there is no model at `path`, or it is damaged.
-        ConfigError: an unknown setting, one that the weights do not fit, or a device that is not there.
+        ConfigError: an unknown setting, one that the weights do not fit, or a device that is not there; an engine or
+            precision asked of a checkpoint.
+        ExportError: a damaged bundle, or one without such an engine.
 
     Example:
         >>> load("runs/demo/best").embed(text="a dog barks").shape  # doctest: +SKIP
         (1, 1024)
     """
-    return _load(Path(path), device, lambda trained: override_config(trained, overrides))
+    return _load(Path(path), device, lambda trained: override_config(trained, overrides), engine, precision)
 
 
 def load_for_evaluation(
@@ -59,18 +69,26 @@ def load_for_evaluation(
     return _load(Path(path), device, lambda trained: override_config(load_evaluation(experiment, trained), overrides))
 
 
-def _load(path: Path, device: str | None, change: Callable[[Config], Config]) -> Embedder:
+def _load(
+    path: Path,
+    device: str | None,
+    change: Callable[[Config], Config],
+    engine: str | None = None,
+    precision: str | None = None,
+) -> Embedder:
     given, device = device, choose_device(device)
     if _is_bundle(path):
         from eao.export.runtime import Bundle
 
-        bundle = Bundle(path, device="cpu" if given is None else given)
+        bundle = Bundle(path, device="cpu" if given is None else given, engine=engine, precision=precision)
         config = change(bundle.config)
         if config.model != bundle.config.model:
             raise ConfigError(
                 f"model.* of {path} cannot be changed: its engines are compiled", "evaluate the checkpoint instead"
             )
         return Embedder(bundle, path, config, device)
+    if engine is not None or precision is not None:
+        raise ConfigError(f"{path} is a checkpoint, which PyTorch runs", "an engine and a precision are for bundles")
     from eao.checkpoint import load_checkpoint
 
     model, config = load_checkpoint(path, change)

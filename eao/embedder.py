@@ -52,6 +52,9 @@ class Backend(Protocol):
     def encode(self, batch: Batch, encoder: str) -> Floats:
         """(B, E) float32, unit norm."""
 
+    def check_text(self) -> None:
+        """Refuse files of the text encoder that came with the model and were changed since."""
+
 
 class TorchBackend:
     """The PyTorch model as a backend.
@@ -74,6 +77,9 @@ class TorchBackend:
     def encode(self, batch: Batch, encoder: str) -> Floats:
         """(B, E) float32, unit norm."""
         return unit_norm(self.encode_raw(batch, [encoder])[encoder])
+
+    def check_text(self) -> None:
+        """A checkpoint brings no text encoder of its own."""
 
     def encode_raw(self, batch: Batch, encoders: Sequence[str]) -> dict[str, Floats]:
         """The model's own outputs, not normalised: encoder -> (B, E) float32. All are computed in one pass."""
@@ -169,6 +175,7 @@ class Embedder:
 
         with self._lock:
             if self._text_encoder is None:
+                self.backend.check_text()
                 encoder = build_text_encoder(self.config.data.text)
                 _check_width("text", encoder.dim, self.config.model.text_dim, "data.text.encoder")
                 self._text_encoder = encoder

@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from eao.config import Config
 from eao.errors import ExportError, ParityError
-from eao.export.encoders import Axis, InputSpec, Model, axes, exportable_encoders
+from eao.export.build import EncoderBuild, Options, Request
+from eao.export.encoders import Axis, Model, axes, exportable_encoders, input_specs
 from eao.export.manifest import (
     CONFIG_FILE,
     MANIFEST_FILE,
     AxisEntry,
     EncoderEntry,
+    EngineEntry,
     FileEntry,
     InputEntry,
     Manifest,
-    ParitySummary,
     versions,
 )
-from eao.export.onnx import OPSET, OUTPUT, ExportedGraph, export_onnx
-from eao.export.parity import ParityReport, measure_parity
-from eao.export.runtime import Bundle
-from eao.files import atomic_path, write_text
-from eao.model import Batch
+from eao.export.onnx import OUTPUT
+from eao.export.parity_report import PARITY_FILES, PARITY_JSON, BundleParity
+from eao.export.prove import Proven, Prover, engine_limits
+from eao.export.reference import Reference
+from eao.export.samples import Samples
+from eao.export.stages import ExportedStage, choose_stages, export_stage
+from eao.export.text_files import copy_text_files, link_or_copy
+from eao.export.thresholds import THRESHOLDS, Thresholds
+from eao.files import atomic_path
+from eao.model import Batch, encoder_modalities
 from eao.model.weights import hash_weights
 
-PARITY_JSON = "parity.json"
-PARITY_MARKDOWN = "parity.md"
+FP32 = (Request("onnxruntime", "fp32"),)
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class WrittenBundle:
-    """What `write_bundle` made."""
+    """What `write_bundle` made.
+
+    Attributes:
+        path: the bundle.
+        manifest: its manifest.
+        parity: of each engine and precision, those that failed included.
+        failed: the folder with what did not pass, if anything did not.
+    """
 
     path: Path
     manifest: Manifest
-    parity: ParityReport
+    parity: BundleParity
+    failed: Path | None
 
 
 def write_bundle(
@@ -49,57 +60,87 @@ def write_bundle(
     out: str | Path,
     config: Config | None = None,
     encoders: str | Sequence[str] = "all",
-    opset: int = OPSET,
+    requests: Sequence[Request] = FP32,
+    options: Options | None = None,
     batches: Iterable[Batch] = (),
-    threads: int | None = None,
+    calibration: Iterable[Batch] = (),
+    thresholds: dict[str, Thresholds] = THRESHOLDS,
+    bisect: bool = False,
     progress: Progress | None = None,
+    stages: Sequence[str] = (),
 ) -> WrittenBundle:
-    """Export encoders into a bundle, after proving that the engines agree with the model.
+    """Compile encoders into a bundle, after proving that each engine agrees with the model.
 
-    The bundle appears at `out`, replacing an older one, only when every encoder holds its thresholds. Otherwise graphs
-    and figures are kept, without a manifest and so unusable, in `<out>.failed`, and an older bundle stays as it was.
+    The bundle appears at `out`, replacing an older one, with the engines that hold their thresholds. What does not is
+    kept, without a manifest and so unusable, in `<out>.failed` with all figures. If an encoder is left without any
+    engine, nothing is written at `out` and an older bundle stays as it was.
 
     Args:
         source: a checkpoint (anything `load_checkpoint` takes), or a model.
         out: the folder.
         config: the experiment; needed with a model, read from a checkpoint otherwise.
         encoders: "all", one name, names joined by commas, or a sequence of names.
-        opset: of the graphs.
+        requests: engines and precisions, each made for every encoder; see `choose_requests`.
+        options: how they are made.
         batches: real clips for ranking parity.
-        threads: of the trial runs.
+        calibration: real clips, best others than those, for the ranges of int8 and fp8.
+        thresholds: by precision.
+        bisect: find the first layer that leaves tolerance in each graph that fails.
         progress: called with a line before each step.
+        stages: parts of the model to be written beside the encoders; see `choose_stages`.
 
     Raises:
-        ExportError: an unknown encoder, a failed trace, or an `out` that is no bundle.
-        ParityError: an engine that does not agree with the model.
+        ExportError: an unknown encoder or stage, a failed trace, or an `out` that is no bundle.
+        ParityError: no engine of some encoder agrees with the model, or a stage does not.
         CheckpointError: the checkpoint cannot be read.
+        MissingDependencyError: a package that makes one of the engines is not installed.
 
     Example:
         >>> write_bundle("runs/demo", "bundles/demo").manifest.encoders  # doctest: +SKIP
     """
     out = Path(out)
+    options = options or Options()
     model, config, name = _load(source, config)
-    chosen = choose_encoders(model, encoders)
+    chosen, parts = choose_encoders(model, encoders), choose_stages(model, stages)
     check_target(out)
-    report_step = progress or (lambda line: None)
+    say = progress or (lambda line: None)
+    samples = Samples(model, calibration)
     with atomic_path(out) as folder:
         folder.mkdir()
-        config.save(folder / CONFIG_FILE)
-        graphs: dict[str, ExportedGraph] = {}
-        for encoder in chosen:
-            report_step(f"exporting {encoder}")
-            graphs[encoder] = export_onnx(model, encoder, folder / f"{encoder}.onnx", opset, threads=threads)
-        manifest = _manifest(model, config, name, folder, graphs)
-        manifest.save(folder)  # for the runtime that parity is measured with
-        bundle = Bundle(folder, threads, verify=False)
-        parity = measure_parity(model, bundle.encode, chosen, batches=tuple(batches), progress=report_step)
-        write_text(folder / PARITY_JSON, parity.model_dump_json(indent=2) + "\n")
-        write_text(folder / PARITY_MARKDOWN, parity.to_markdown())
-        if not parity.passed:
-            raise _keep_evidence(folder, out, parity)
-        manifest = _with_parity(manifest, parity)
+        builds = {encoder: EncoderBuild(model, config, encoder, folder, options, samples.feeds) for encoder in chosen}
+        limits = engine_limits(requests, builds.values())
+        reference = Reference(model, tuple(batches), limits, chosen, progress)
+        written = []
+        for stage in parts:
+            say(f"stage {stage}")
+            path = folder / f"{stage}.fp32.onnx"
+            written.append(export_stage(model, stage, path, options.opset, options.threads, reference.batches))
+        prover = Prover(reference, folder, builds, options, thresholds, bisect, say)
+        proven: dict[Request, Proven] = {}
+        for precision in dict.fromkeys(request.precision for request in requests):
+            names = [request.engine for request in requests if request.precision == precision]
+            # Stages hold the same weights as the float32 encoders.
+            others = [stage.path for stage in written] if precision == "fp32" else []
+            for name, one in zip(names, prover.prove(names, precision, others), strict=True):
+                proven[Request(name, precision)] = one
+        reports = [proven[request].report for request in requests]
+        engines = {entry.key: entry for request in requests for entry in proven[request].entries}
+        parity = BundleParity(reports=reports, clips=sum(map(len, reference.batches)), versions=versions())
+        parity.save(folder)
+        passed = {key: entry for key, entry in engines.items() if entry.parity is not None and entry.parity.passed}
+        failing = [entry for key, entry in engines.items() if key not in passed]
+        failed = _keep_evidence(folder, out, failing) if failing else None
+        if any(all(entry.encoder != encoder for entry in passed.values()) for encoder in chosen):
+            lines = parity.failures()
+            more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+            raise ParityError(
+                f"the engines fail parity: {lines[0]}{more}",
+                f"graphs and figures are in {failed}; nothing else was written",
+            )
+        manifest = _manifest(model, config, name, folder, chosen, passed, written)
+        _remove_others(folder, manifest)
         manifest.save(folder)
-    return WrittenBundle(out, manifest, parity)
+    return WrittenBundle(out, manifest, parity, failed)
 
 
 def choose_encoders(model: Model, encoders: str | Sequence[str]) -> tuple[str, ...]:
@@ -142,66 +183,58 @@ def _load(source: str | Path | Model, config: Config | None) -> tuple[Model, Con
     return source, config, ""
 
 
-def _manifest(model: Model, config: Config, source: str, folder: Path, graphs: dict[str, ExportedGraph]) -> Manifest:
+def _manifest(
+    model: Model,
+    config: Config,
+    source: str,
+    folder: Path,
+    encoders: Sequence[str],
+    engines: dict[str, EngineEntry],
+    stages: Sequence[ExportedStage],
+) -> Manifest:
+    text: tuple[FileEntry, ...] = ()
+    if any("text" in encoder_modalities(encoder) for encoder in encoders):
+        config, text = copy_text_files(config, folder)
+    config.save(folder / CONFIG_FILE)
     found: dict[str, Axis] = {}
-    for encoder in graphs:
+    for encoder in encoders:
         found.update(axes(model, encoder))
     return Manifest(
         model_sha256=hash_weights(model),
         source=source,
         embedding_dim=config.model.embedding_dim,
         config=FileEntry.of(folder / CONFIG_FILE),
-        axes={name: AxisEntry(minimum=a.minimum, multiple=a.multiple) for name, a in found.items()},
-        encoders={encoder: _entry(graph) for encoder, graph in graphs.items()},
+        text=text,
+        axes={name: AxisEntry.of(axis) for name, axis in found.items()},
+        encoders={
+            encoder: EncoderEntry(inputs=tuple(map(InputEntry.of, input_specs(model, encoder))), output=OUTPUT)
+            for encoder in encoders
+        },
+        engines=engines,
+        stages={stage.name: stage.entry() for stage in stages},
         versions=versions(),
     )
 
 
-def _entry(graph: ExportedGraph) -> EncoderEntry:
-    return EncoderEntry(
-        graph=FileEntry.of(graph.path),
-        external=(FileEntry.of(graph.external),) if graph.external is not None else (),
-        opset=graph.opset,
-        inputs=tuple(_input(spec) for spec in graph.inputs),
-        output=OUTPUT,
-    )
-
-
-def _input(spec: InputSpec) -> InputEntry:
-    shape = tuple(a.name if isinstance(a, Axis) else a for a in spec.shape)
-    return InputEntry(name=spec.name, dtype=spec.dtype, shape=shape)  # type: ignore[arg-type]
-
-
-def _with_parity(manifest: Manifest, parity: ParityReport) -> Manifest:
-    entries = {}
-    for encoder, entry in manifest.encoders.items():
-        measured = parity.encoders[encoder]
-        ranked = [r.top10_identical for r in parity.rankings if encoder in r.task.split(" -> ")]
-        summary = ParitySummary(
-            passed=not parity.failures(encoder),
-            max_abs=measured.figures.max_abs,
-            cosine_min=measured.figures.cosine_min,
-            batch_invariance=measured.batch_invariance,
-            top10_identical=min(ranked) if ranked else None,
-        )
-        entries[encoder] = entry.model_copy(update={"parity": summary})
-    return manifest.model_copy(update={"encoders": entries})
-
-
-def _keep_evidence(folder: Path, out: Path, parity: ParityReport) -> ParityError:
+def _keep_evidence(folder: Path, out: Path, failing: Iterable[EngineEntry]) -> Path:
+    """The files and figures of engines that failed, in a folder beside the bundle; the older evidence goes."""
     failed = out.with_name(f"{out.name}.failed")
-    (folder / MANIFEST_FILE).unlink()  # without it nothing takes the folder for a bundle
-    if failed.is_dir() and (failed / PARITY_JSON).is_file():
-        shutil.rmtree(failed)
-    elif failed.exists():
+    if failed.exists() and not (failed / PARITY_JSON).is_file():
         raise ParityError(
-            f"the engines fail parity ({parity.failures()[0]}), and {failed}, where the evidence would go, holds "
-            "something else",
+            f"engines fail parity, and {failed}, where the evidence would go, holds something else",
             f"move {failed} away",
         )
-    os.replace(folder, failed)
-    failures = parity.failures()
-    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-    return ParityError(
-        f"the engines fail parity: {failures[0]}{more}", f"graphs and figures are in {failed}; nothing else was written"
-    )
+    names = {file.file for entry in failing for file in entry.files}
+    with atomic_path(failed) as evidence:
+        evidence.mkdir()
+        for name in sorted(names | {name for name in PARITY_FILES if (folder / name).is_file()}):
+            link_or_copy(folder / name, evidence / name)
+    return failed
+
+
+def _remove_others(folder: Path, manifest: Manifest) -> None:
+    """Take away what no engine of the manifest needs: graphs on the way to others, and engines that failed."""
+    kept = {entry.file for entry in manifest.files()} | set(PARITY_FILES)
+    for file in folder.iterdir():
+        if file.is_file() and file.name not in kept:
+            file.unlink()

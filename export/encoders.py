@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +24,13 @@ BATCH = "batch"
 TEXT_TOKENS = "text_tokens"
 VIDEO_TOKENS = "video_tokens"
 SPECTROGRAM_FRAMES = "spectrogram_frames"
+AUDIO_TOKENS = "audio_tokens"
 DYNAMIC = (BATCH, TEXT_TOKENS, VIDEO_TOKENS, SPECTROGRAM_FRAMES)
-"""Every axis that may vary from call to call. Models with positional embeddings fix all but the batch (and, where they
-squeeze audio tokens, all but the batch and the spectrogram)."""
+"""Every axis of encoders that may vary from call to call. Models with positional embeddings fix all but the batch (and,
+where they squeeze audio tokens, all but the batch and the spectrogram)."""
 
 # Far from 0 and 1, which tracing specialises on, and all different, so that no two axes are taken for one.
-_TRACED = {BATCH: 2, TEXT_TOKENS: 5, VIDEO_TOKENS: 7, SPECTROGRAM_FRAMES: 3}
+_TRACED = {BATCH: 2, TEXT_TOKENS: 5, VIDEO_TOKENS: 7, SPECTROGRAM_FRAMES: 3, AUDIO_TOKENS: 3}
 MEL_BANDS = 40
 
 
@@ -47,7 +49,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of an encoder: a `Batch` field, its dtype ("float32", "bool" or "int64") and its axes."""
+    """One input of a graph: its name (of encoders a `Batch` field), dtype ("float32", "bool" or "int64") and axes."""
 
     name: str
     dtype: str
@@ -90,7 +92,12 @@ def input_names(model: Model, encoder: str) -> tuple[str, ...]:
 
 def axes(model: Model, encoder: str) -> dict[str, Axis]:
     """The axes of an encoder that may vary, by name, in the order of the graph."""
-    return {a.name: a for spec in input_specs(model, encoder) for a in spec.shape if isinstance(a, Axis)}
+    return varying_axes(input_specs(model, encoder))
+
+
+def varying_axes(specs: Sequence[InputSpec]) -> dict[str, Axis]:
+    """The axes of inputs that may vary, by name, in their order."""
+    return {a.name: a for spec in specs for a in spec.shape if isinstance(a, Axis)}
 
 
 def concrete_shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -98,10 +105,10 @@ def concrete_shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]
     return tuple(sizes[a.name] if isinstance(a, Axis) else a for a in spec.shape)
 
 
-def traced_sizes(model: Model, encoder: str) -> dict[str, int]:
-    """The sizes at which the encoder is traced."""
+def traced_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
+    """The sizes at which a graph with these inputs is traced."""
     sizes = {}
-    for name, axis in axes(model, encoder).items():
+    for name, axis in varying_axes(specs).items():
         # Above the cap on audio tokens, where pooling really happens; at the cap the same graph is the identity.
         above = 1 + axis.minimum // axis.multiple if axis.minimum > axis.multiple else 0
         sizes[name] = axis.size(max(_TRACED[name], above))
@@ -116,15 +123,22 @@ def example_inputs(
     Example:
         `example_inputs(model, "text", {"batch": 3, "text_tokens": 9})` is a (3, 9, D) float32 and a (3, 9) bool tensor.
     """
-    sizes = traced_sizes(model, encoder) if sizes is None else sizes
+    return random_inputs(input_specs(model, encoder), sizes, seed)
+
+
+def random_inputs(
+    specs: Sequence[InputSpec], sizes: Mapping[str, int] | None = None, seed: int = 0
+) -> tuple[Tensor, ...]:
+    """As `example_inputs`, for any inputs."""
+    sizes = traced_sizes(specs) if sizes is None else sizes
     generator = torch.Generator().manual_seed(seed)
     tensors: list[Tensor] = []
-    for spec in input_specs(model, encoder):
+    for spec in specs:
         shape = concrete_shape(spec, sizes)
         if spec.dtype == "bool":
             tensors.append(torch.ones(shape, dtype=torch.bool))
-        elif spec.dtype == "int64":
-            tensors.append(torch.full(shape, sizes.get(SPECTROGRAM_FRAMES, 0) or _fixed_frames(model)))
+        elif spec.dtype == "int64":  # lengths of clips
+            tensors.append(torch.full(shape, sizes.get(SPECTROGRAM_FRAMES) or sizes[AUDIO_TOKENS]))
         elif spec.name == "audio":
             tensors.append((torch.randn(shape, generator=generator) * 15 - 40).clamp(-80, 0))  # decibels
         elif spec.name == "video":
@@ -164,6 +178,17 @@ class EncoderModule(nn.Module):
         return normalize(embed(_as_batch(given), [self.encoder])[self.encoder])
 
 
+@contextlib.contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """The model in eval mode; afterwards in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def _as_batch(tensors: Mapping[str, Tensor]) -> Batch:
     batch = Batch()
     for name, tensor in tensors.items():
@@ -178,7 +203,7 @@ def _modality_specs(model: Model, modality: str) -> list[InputSpec]:
         return _audio_specs(model, batch)
     dim = config.text_dim if modality == "text" else config.video_dim
     tokens: int | Axis = Axis(TEXT_TOKENS if modality == "text" else VIDEO_TOKENS)
-    if _positional(config):
+    if is_positional(config):
         tokens = (config.text_max_tokens if modality == "text" else config.video_max_tokens) or 0
     values = InputSpec(modality, "float32", (batch, tokens, dim))
     if config.architecture == "avlnet":  # its maximum goes over padding too: a mask would be a dead input
@@ -193,10 +218,9 @@ def _audio_specs(model: Model, batch: Axis) -> list[InputSpec]:
         frames: int | Axis = Axis(SPECTROGRAM_FRAMES, model.DAVEnet.stride, model.DAVEnet.stride)
         return [InputSpec("audio", "float32", (batch, MEL_BANDS, frames)), frames_input]
     stride = model.davenet.stride
-    squeezed = config.audio_max_frames is not None and config.audio_pooling != "none"
-    if squeezed:
+    if squeezes_audio(config):
         frames = Axis(SPECTROGRAM_FRAMES, model.max_audio_tokens * stride, stride)
-    elif _positional(config):
+    elif is_positional(config):
         frames = model.max_audio_tokens * stride
     else:
         frames = Axis(SPECTROGRAM_FRAMES, stride, stride)
@@ -204,23 +228,23 @@ def _audio_specs(model: Model, batch: Axis) -> list[InputSpec]:
         InputSpec("audio", "float32", (batch, MEL_BANDS, frames)),
         InputSpec("audio_mask", "bool", (batch, frames)),
     ]
-    return [*specs, frames_input] if squeezed and config.audio_pooling != "clip" else specs
+    return [*specs, frames_input] if squeezes_audio(config) and config.audio_pooling != "clip" else specs
 
 
-def _positional(config: ModelConfig) -> bool:
+def squeezes_audio(config: ModelConfig) -> bool:
+    """Whether the model keeps at most so many audio tokens, by a strategy of `limit_tokens`."""
+    return config.audio_max_frames is not None and config.audio_pooling != "none"
+
+
+def is_positional(config: ModelConfig) -> bool:
     """Whether positional tables fix the numbers of tokens (the per-modality model owns tables but never adds them)."""
     return config.use_positional_emb and config.architecture in ("fusion", "text-video")
-
-
-def _fixed_frames(model: Model) -> int:
-    assert isinstance(model, EverythingAtOnce)
-    return model.max_audio_tokens * model.davenet.stride
 
 
 def _avlnet_audio(model: AVLnet, audio: Tensor, frames: Tensor) -> Tensor:
     """`AVLnet`'s audio embedding without a branch on values, so that it can be traced; same numbers, quirk included."""
     features = model.DAVEnet(audio)  # (B, C, N)
-    tokens = features.shape[2]
+    tokens = audio.shape[2] // model.DAVEnet.stride  # not read off the features, whose BatchNorm would stay unfolded
     lengths = (frames / model.DAVEnet.stride).long().clamp(min=1)
     lengths = torch.where(frames[:1] == -1, tokens, lengths)[:, None]  # the first clip decides for the whole batch
     real = torch.arange(tokens, device=features.device) < lengths  # (B, N)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,15 +14,21 @@ from eao.errors import ExportError
 from eao.export.encoders import Axis, InputSpec
 from eao.files import sha256, write_text
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest's layout; a reader refuses others."""
 MANIFEST_FILE = "manifest.json"
 CONFIG_FILE = "config.yaml"
+TEXT_FOLDER = "text"
+"""Holds what the text encoder reads: word vectors, or a transformers model with its tokenizer."""
+
+EngineName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weights", "int8-nncf", "fp8"]
 
 
 def _plain_name(name: str) -> str:
     """Names come from a file that may have been tampered with, and must not lead out of the bundle."""
-    if name in ("", ".", "..") or "/" in name or "\\" in name:
+    plain = name.removeprefix(f"{TEXT_FOLDER}/")
+    if plain in ("", ".", "..") or "/" in plain or "\\" in plain:
         raise ValueError(f"{name!r} is no plain file name")
     return name
 
@@ -44,8 +51,10 @@ class FileEntry(Record):
     sha256: Digest
 
     @classmethod
-    def of(cls, path: Path) -> FileEntry:
-        return cls(file=path.name, size=path.stat().st_size, sha256=sha256(path))
+    def of(cls, path: Path, folder: Path | None = None) -> FileEntry:
+        """A file that lies in `folder`, the bundle; by default the file's own folder is the bundle."""
+        name = path.relative_to(folder or path.parent).as_posix()
+        return cls(file=name, size=path.stat().st_size, sha256=sha256(path))
 
 
 class AxisEntry(Record):
@@ -54,41 +63,117 @@ class AxisEntry(Record):
     minimum: pydantic.PositiveInt
     multiple: pydantic.PositiveInt
 
+    @classmethod
+    def of(cls, axis: Axis) -> AxisEntry:
+        """The limits of an axis."""
+        return cls(minimum=axis.minimum, multiple=axis.multiple)
+
 
 class InputEntry(Record):
-    """An input: a field of `eao.Batch`. A shape holds numbers, and names of axes that may vary."""
+    """An input, of an encoder a field of `eao.Batch`. A shape holds numbers, and names of axes that may vary."""
 
     name: str
     dtype: Literal["float32", "bool", "int64"]
     shape: tuple[pydantic.PositiveInt | str, ...]
 
+    @classmethod
+    def of(cls, spec: InputSpec) -> InputEntry:
+        """The description of an input."""
+        shape = tuple(a.name if isinstance(a, Axis) else a for a in spec.shape)
+        return cls(name=spec.name, dtype=spec.dtype, shape=shape)  # type: ignore[arg-type]
+
 
 class ParitySummary(Record):
-    """The worst figures of an engine against the PyTorch model; the bundle's parity.json has them all."""
+    """The worst figures of an engine against the PyTorch model; the bundle's parity.json has them all.
+
+    Attributes:
+        simulated: the figures are those of the engine's graph in onnxruntime, since the engine cannot run on the
+            machine that made it.
+    """
 
     passed: bool
     max_abs: float
     cosine_min: float
     batch_invariance: float
-    top10_identical: float | None = None
+    top10_overlap: float | None = None
+    simulated: bool = False
+
+
+class ProfileEntry(Record):
+    """The sizes of an axis that a TensorRT engine takes, and the one it is tuned for."""
+
+    minimum: pydantic.PositiveInt
+    optimum: pydantic.PositiveInt
+    maximum: pydantic.PositiveInt
+
+
+class EngineEntry(Record):
+    """An encoder compiled for a runtime.
+
+    Attributes:
+        files: the one that the runtime opens, then those beside it.
+        opset: of the ONNX graph it was made from.
+        profiles: of TensorRT engines, each by axis.
+        targets: compute capabilities that a TensorRT engine was built for.
+        deferred: `files` hold a graph, and the engine is built on first use on the target.
+        left: nodes of a quantised graph that stayed in higher precision.
+        parity: None before it was measured.
+        speedup: over PyTorch eager, at batch 1 on the machine that made the bundle; None if it was not measured.
+    """
+
+    encoder: str
+    engine: EngineName
+    precision: Precision
+    files: tuple[FileEntry, ...] = pydantic.Field(min_length=1)
+    opset: int
+    profiles: tuple[dict[str, ProfileEntry], ...] = ()
+    targets: tuple[str, ...] = ()
+    deferred: bool = False
+    left: tuple[str, ...] = ()
+    parity: ParitySummary | None = None
+    speedup: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in the bundle, such as "text.onnxruntime.int8"."""
+        return engine_key(self.encoder, self.engine, self.precision)
 
 
 class EncoderEntry(Record):
-    """One engine."""
+    """What all engines of an encoder have in common."""
 
-    graph: FileEntry
-    external: tuple[FileEntry, ...] = ()
-    precision: Literal["fp32"] = "fp32"
-    engine: Literal["onnxruntime"] = "onnxruntime"
+    inputs: tuple[InputEntry, ...]
+    output: str
+
+
+class StageEntry(Record):
+    """A part of the model as a float32 ONNX graph of its own; see `eao.export.stages`.
+
+    Attributes:
+        files: the graph, then those with its weights.
+        opset: of the graph.
+        inputs: not fields of `eao.Batch` where tokens are read off another stage.
+        output: the name of the graph's output.
+        axes: by name, the limits of the sizes that may vary.
+        relative_error: the greatest of any token against the PyTorch model.
+    """
+
+    files: tuple[FileEntry, ...] = pydantic.Field(min_length=1)
     opset: int
     inputs: tuple[InputEntry, ...]
     output: str
-    parity: ParitySummary | None = None
+    axes: dict[str, AxisEntry]
+    relative_error: float
+
+    @pydantic.model_validator(mode="after")
+    def _axes_known(self) -> StageEntry:
+        _check_axes("a stage", self.inputs, self.axes)
+        return self
 
     @property
-    def files(self) -> tuple[FileEntry, ...]:
-        """The graph and the files beside it."""
-        return (self.graph, *self.external)
+    def specs(self) -> tuple[InputSpec, ...]:
+        """Its inputs with their varying axes."""
+        return _specs(self.inputs, self.axes)
 
 
 class Manifest(Record):
@@ -100,39 +185,70 @@ class Manifest(Record):
         source: the checkpoint, as the user named it; a note, never opened.
         embedding_dim: E.
         config: config.yaml.
+        text: what the text encoder reads; empty if no engine embeds text.
         axes: by name, the limits of the sizes that may vary.
-        encoders: by name, the engines.
+        encoders: by name, their inputs and output.
+        engines: by key, in order of preference: of several that run, the first is used.
+        stages: by name.
         versions: of the packages that made the bundle.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     model_sha256: Digest
     source: str
     embedding_dim: pydantic.PositiveInt
     config: FileEntry
+    text: tuple[FileEntry, ...] = ()
     axes: dict[str, AxisEntry]
     encoders: dict[str, EncoderEntry]
+    engines: dict[str, EngineEntry]
+    stages: dict[str, StageEntry] = {}
     versions: dict[str, str]
 
     @pydantic.model_validator(mode="after")
-    def _axes_known(self) -> Manifest:
+    def _names_known(self) -> Manifest:
         for encoder, entry in self.encoders.items():
-            for axis in (a for i in entry.inputs for a in i.shape if isinstance(a, str)):
-                if axis not in self.axes:
-                    raise ValueError(f"encoder {encoder} has an input with the unknown axis {axis!r}")
+            _check_axes(f"encoder {encoder}", entry.inputs, self.axes)
+        for key, engine in self.engines.items():
+            if engine.encoder not in self.encoders:
+                raise ValueError(f"engine {key} belongs to the unknown encoder {engine.encoder!r}")
+            if key != engine.key:
+                raise ValueError(f"engine {key} should be called {engine.key}")
+        without = [name for name in self.encoders if not self.of_encoder(name)]
+        if without:
+            raise ValueError(f"encoder {without[0]} has no engine")
         return self
+
+    def of_encoder(self, encoder: str) -> tuple[EngineEntry, ...]:
+        """The engines of an encoder, in order of preference."""
+        return tuple(e for e in self.engines.values() if e.encoder == encoder)
+
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file of the bundle but the manifest and the reports, each once."""
+        graphs = [*(engine.files for engine in self.engines.values()), *(stage.files for stage in self.stages.values())]
+        entries = [self.config, *self.text, *(file for files in graphs for file in files)]
+        return tuple({entry.file: entry for entry in entries}.values())
 
     def specs(self, encoder: str) -> tuple[InputSpec, ...]:
         """The inputs of an encoder with their varying axes."""
-        found = {name: Axis(name, a.minimum, a.multiple) for name, a in self.axes.items()}
-        return tuple(
-            InputSpec(i.name, i.dtype, tuple(found[a] if isinstance(a, str) else a for a in i.shape))
-            for i in self.encoders[encoder].inputs
-        )
+        return _specs(self.encoders[encoder].inputs, self.axes)
 
     def save(self, folder: Path) -> None:
         """Write manifest.json into a bundle's folder."""
         write_text(folder / MANIFEST_FILE, self.model_dump_json(indent=2) + "\n")
+
+
+def _check_axes(owner: str, inputs: Iterable[InputEntry], axes: Mapping[str, AxisEntry]) -> None:
+    for axis in (a for i in inputs for a in i.shape if isinstance(a, str)):
+        if axis not in axes:
+            raise ValueError(f"{owner} has an input with the unknown axis {axis!r}")
+
+
+def _specs(inputs: Iterable[InputEntry], axes: Mapping[str, AxisEntry]) -> tuple[InputSpec, ...]:
+    found = {name: Axis(name, a.minimum, a.multiple) for name, a in axes.items()}
+    return tuple(
+        InputSpec(i.name, i.dtype, tuple(found[a] if isinstance(a, str) else a for a in i.shape)) for i in inputs
+    )
 
 
 def load_manifest(folder: str | Path) -> Manifest:
@@ -162,10 +278,19 @@ def load_manifest(folder: str | Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ExportError(f"{path} is damaged: {where}: {first['msg']}", "export the bundle again") from None
-    entries = [manifest.config, *(file for entry in manifest.encoders.values() for file in entry.files)]
-    for entry in entries:
+    for entry in manifest.files():
         check_file(folder, entry, content=False)
     return manifest
+
+
+def engine_key(encoder: str, engine: str, precision: str) -> str:
+    """The name of an engine in a bundle.
+
+    Example:
+        >>> engine_key("text", "onnxruntime", "int8")
+        'text.onnxruntime.int8'
+    """
+    return f"{encoder}.{engine}.{precision}"
 
 
 def check_file(folder: Path, entry: FileEntry, content: bool = True) -> None:
@@ -186,10 +311,16 @@ def check_file(folder: Path, entry: FileEntry, content: bool = True) -> None:
         raise ExportError(f"{path} was changed since the export: its SHA-256 differs", "copy the bundle again")
 
 
+PACKAGES = (
+    *("eao", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf"),
+    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu13", "numpy"),
+)
+
+
 def versions() -> dict[str, str]:
     """The installed versions of what an engine's figures depend on; packages that are not installed are left out."""
     found = {}
-    for package in ("eao", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy"):
+    for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

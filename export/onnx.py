@@ -1,4 +1,4 @@
-"""An encoder as an ONNX graph: traced, checked, and proved to run at other sizes than it was traced with."""
+"""An encoder, or a part of one, as an ONNX graph: traced, checked, and proved to run at other sizes than traced."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from eao.export.encoders import (
     EncoderModule,
     InputSpec,
     Model,
-    axes,
-    example_inputs,
+    evaluating,
     input_specs,
+    random_inputs,
     traced_sizes,
+    varying_axes,
 )
 from eao.export.session import open_session
 from eao.files import atomic_path
@@ -37,8 +38,23 @@ OPSET = 18
 EMBED_LIMIT = 1_900_000_000
 """Bytes of weights above which they go to a file beside the graph: protobuf ends at 2 GB, and the graph needs room."""
 _COARSE = 1e-3
-"""Largest difference of any output allowed here. Far above rounding and far below what a wrong shape gives; the fine
-comparison is that of `eao.export.parity`."""
+"""Largest difference of any output allowed here, relative to the greatest one where that exceeds 1. Far above rounding
+and far below what a wrong shape gives; the fine comparisons are those of `eao.export.parity` and `.stages`."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What becomes a graph.
+
+    Attributes:
+        name: for messages, such as "encoder text".
+        module: its `forward(*tensors)` takes them in the order of `inputs` and gives one.
+        inputs: names, dtypes and axes.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[InputSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -72,64 +88,81 @@ def export_onnx(
     Raises:
         ExportError: no such encoder, tracing failed, the graph is invalid, or a dimension froze.
     """
+    subject = encoder_subject(model, encoder)
+    with evaluating(model):
+        return export_subject(subject, path, opset, external_data, threads)
+
+
+def encoder_subject(model: Model, encoder: str) -> Subject:
+    """An encoder as what becomes a graph."""
+    return Subject(f"encoder {encoder}", EncoderModule(model, encoder), input_specs(model, encoder))
+
+
+def export_subject(
+    subject: Subject,
+    path: str | Path,
+    opset: int = OPSET,
+    external_data: bool | None = None,
+    threads: int | None = None,
+) -> ExportedGraph:
+    """As `export_onnx`, for any function of tensors, which is in eval mode."""
     path = Path(path)
-    specs = input_specs(model, encoder)
-    training = model.training
-    model.eval()
-    try:
-        program = _trace(model, encoder, specs, opset)
-        initializers = program.model.graph.initializers.values()
-        if external_data is None:
-            external_data = sum(v.const_value.nbytes for v in initializers if v.const_value is not None) > EMBED_LIMIT
-        # A folder, since weights beside a graph are found by their name, which a renamed file would lose.
-        with atomic_path(path.with_name(f"{path.name}.export")) as folder:
-            folder.mkdir()
-            draft = folder / path.name
-            with _quiet():
-                program.save(str(draft), external_data=external_data)
-            _check(draft, encoder)
-            verify_dynamic(model, encoder, draft, threads)
-            data = folder / f"{path.name}.data"
-            has_data = data.exists()
-            if has_data:
-                os.replace(data, path.with_name(data.name))
-            os.replace(draft, path)
-        path.with_name(f"{path.name}.export").rmdir()
-    finally:
-        model.train(training)
-    return ExportedGraph(path, path.with_name(data.name) if has_data else None, opset, specs)
+    program = _trace(subject, opset)
+    initializers = program.model.graph.initializers.values()
+    if external_data is None:
+        external_data = sum(v.const_value.nbytes for v in initializers if v.const_value is not None) > EMBED_LIMIT
+    # A folder, since weights beside a graph are found by their name, which a renamed file would lose.
+    with atomic_path(path.with_name(f"{path.name}.export")) as folder:
+        folder.mkdir()
+        draft = folder / path.name
+        with _quiet():
+            program.save(str(draft), external_data=external_data)
+        _check(draft, subject.name)
+        verify_sizes(subject, draft, threads)
+        data = folder / f"{path.name}.data"
+        has_data = data.exists()
+        if has_data:
+            os.replace(data, path.with_name(data.name))
+        os.replace(draft, path)
+    path.with_name(f"{path.name}.export").rmdir()
+    return ExportedGraph(path, path.with_name(data.name) if has_data else None, opset, subject.inputs)
 
 
 def verify_dynamic(model: Model, encoder: str, path: str | Path, threads: int | None = None) -> None:
-    """Run a graph at sizes it was not traced with and compare with the model.
+    """Run the graph of an encoder at sizes it was not traced with and compare with the model; see `verify_sizes`."""
+    verify_sizes(encoder_subject(model, encoder), path, threads)
+
+
+def verify_sizes(subject: Subject, path: str | Path, threads: int | None = None) -> None:
+    """Run a graph at sizes it was not traced with and compare with what it was made from.
 
     Raises:
         ExportError: an axis that should vary is fixed in the graph, or the graph fails or differs at another size.
     """
+    name, specs = subject.name, subject.inputs
     session = open_session(path, threads=threads)
-    for given, spec in zip(session.get_inputs(), input_specs(model, encoder), strict=True):
+    for given, spec in zip(session.get_inputs(), specs, strict=True):
         if given.name != spec.name:
-            raise ExportError(f"encoder {encoder}: the graph's input {given.name!r} should be {spec.name!r}")
+            raise ExportError(f"{name}: the graph's input {given.name!r} should be {spec.name!r}")
         for axis, size in zip(spec.shape, given.shape, strict=True):
             if isinstance(axis, Axis) and not isinstance(size, str):
-                raise _frozen(encoder, axis.name, f"the input {spec.name} has the fixed size {size} there")
-    module = EncoderModule(model, encoder)
-    traced = traced_sizes(model, encoder)
-    for sizes in _trial_sizes(axes(model, encoder), traced):
-        changed = ", ".join(f"{name} {size}" for name, size in sizes.items() if size != traced[name])
-        tensors = example_inputs(model, encoder, sizes, seed=1)
+                raise _frozen(name, axis.name, f"the input {spec.name} has the fixed size {size} there")
+    traced = traced_sizes(specs)
+    for sizes in _trial_sizes(varying_axes(specs), traced):
+        changed = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size != traced[axis])
+        tensors = random_inputs(specs, sizes, seed=1)
         with torch.inference_mode():
-            expected = module(*tensors).numpy()
-        feeds = {spec.name: x.numpy() for spec, x in zip(input_specs(model, encoder), tensors, strict=True)}
+            expected = subject.module(*tensors).numpy()
+        feeds = {spec.name: x.numpy() for spec, x in zip(specs, tensors, strict=True)}
         try:
             found = session.run([OUTPUT], feeds)[0]
         except Exception as error:  # onnxruntime raises several classes of its own, none of them public
-            raise _frozen(encoder, changed, " ".join(str(error).split())[:300]) from None
+            raise _frozen(name, changed, " ".join(str(error).split())[:300]) from None
         if found.shape != expected.shape:
-            raise _frozen(encoder, changed, f"output {found.shape} instead of {expected.shape}")
-        difference = float(np.abs(found - expected).max())
+            raise _frozen(name, changed, f"output {found.shape} instead of {expected.shape}")
+        difference = float(np.abs(found - expected).max()) / max(1.0, float(np.abs(expected).max()))
         if not difference < _COARSE:
-            raise _frozen(encoder, changed, f"outputs differ by {difference:.2g}")
+            raise _frozen(name, changed, f"outputs differ by {difference:.2g}")
 
 
 def _trial_sizes(dynamic: Mapping[str, Axis], traced: Mapping[str, int]) -> Iterator[dict[str, int]]:
@@ -141,28 +174,28 @@ def _trial_sizes(dynamic: Mapping[str, Axis], traced: Mapping[str, int]) -> Iter
     yield {name: traced[name] + 4 * axis.multiple for name, axis in dynamic.items()}
 
 
-def _frozen(encoder: str, where: str, detail: str) -> ExportError:
+def _frozen(name: str, where: str, detail: str) -> ExportError:
     return ExportError(
-        f"encoder {encoder}: the graph does not work at other sizes ({where}): {detail}",
+        f"{name}: the graph does not work at other sizes ({where}): {detail}",
         "a dimension froze while tracing; nothing was written. Please report it with the model's configuration",
     )
 
 
-def _trace(model: Model, encoder: str, specs: tuple[InputSpec, ...], opset: int) -> Any:
+def _trace(subject: Subject, opset: int) -> Any:
     try:
         import onnxscript  # noqa: F401  torch's exporter needs it, and says so only deep inside
     except ImportError:
         raise missing_dependency("onnxscript", "cpu", "ONNX export") from None
-    dims = {name: _dim(axis) for name, axis in axes(model, encoder).items()}
+    specs = subject.inputs
+    dims = {name: _dim(axis) for name, axis in varying_axes(specs).items()}
     shapes = tuple(
         {i: dims[axis.name] for i, axis in enumerate(spec.shape) if isinstance(axis, Axis)} for spec in specs
     )
-    module = EncoderModule(model, encoder)
-    tensors = example_inputs(model, encoder)
+    tensors = random_inputs(specs)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _capture(module, tensors, shapes),
+                _capture(subject.module, tensors, shapes),
                 tensors,
                 dynamo=True,
                 opset_version=opset,
@@ -172,9 +205,10 @@ def _trace(model: Model, encoder: str, specs: tuple[InputSpec, ...], opset: int)
             )
     except Exception as error:  # the exporter wraps anything at all; the first line carries the cause
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ExportError(f"encoder {encoder} cannot be traced at opset {opset}: {first}") from error
+        raise ExportError(f"{subject.name} cannot be traced at opset {opset}: {first}") from error
     assert program is not None
     _name_axes(program.model.graph, specs)
+    _drop_nan_guards(program.model.graph)
     _strip_notes(program.model)
     return program
 
@@ -197,10 +231,10 @@ def _capture(module: nn.Module, tensors: tuple[Tensor, ...], shapes: tuple[dict[
 
 
 def _dim(axis: Axis) -> Any:
-    if axis.multiple == 1:
-        return torch.export.Dim(axis.name)
     # At the cap itself pooling is the identity, but the tracer would take it for a branch of its own.
     least = 1 if axis.minimum == axis.multiple else axis.minimum // axis.multiple + 1
+    if axis.multiple == 1:
+        return torch.export.Dim(axis.name, min=least)
     return axis.multiple * torch.export.Dim(f"{axis.name}_{axis.multiple}", min=least)
 
 
@@ -220,6 +254,20 @@ def _name_axes(graph: Any, specs: tuple[InputSpec, ...]) -> None:
                 value.shape[i] = names[str(size.value)]
 
 
+def _drop_nan_guards(graph: Any) -> None:
+    """Take away the exporter's replacement of NaN behind softmax, for rows of which every key is masked.
+
+    The models leave no such row: a clip that lacks a modality gets a token in its place. And TensorRT, which looks for
+    a softmax between two products, gives up over it.
+    """
+    for node in list(graph):
+        condition = node.inputs[0].producer() if node.op_type == "Where" else None
+        if condition is None or condition.op_type != "IsNaN" or condition.inputs[0] is not node.inputs[2]:
+            continue
+        node.outputs[0].replace_all_uses_with(node.inputs[2])
+        graph.remove([node, condition], safe=True)
+
+
 def _strip_notes(model: Any) -> None:
     """Leave out the stack traces the exporter attaches to every node: they hold paths of this machine."""
     for function in (model.graph, *model.functions.values()):
@@ -233,13 +281,13 @@ def _strip_notes(model: Any) -> None:
         value.metadata_props.clear()
 
 
-def _check(path: Path, encoder: str) -> None:
+def _check(path: Path, name: str) -> None:
     import onnx
 
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # checker and shape inference raise different classes by version
-        raise ExportError(f"encoder {encoder}: the ONNX checker refuses the graph: {error}") from None
+        raise ExportError(f"{name}: the ONNX checker refuses the graph: {error}") from None
 
 
 @contextlib.contextmanager

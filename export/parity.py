@@ -3,68 +3,61 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pydantic
-import torch
 from numpy.typing import NDArray
 
-from eao.evaluation.metrics import ranks, retrieval_metrics, similarity
-from eao.export.cases import parity_cases
-from eao.export.encoders import Model, input_names
+from eao.export.bisect import Divergence, first_divergence, tolerance_of
+from eao.export.encoders import input_specs
+from eao.export.ranking import RankingParity, compare_rankings
+from eao.export.reference import CLIPS, Reference
+from eao.export.runtime import batch_feeds
+from eao.export.thresholds import Thresholds, thresholds_of
 from eao.model import Batch, encoder_modalities
 
-# B batch, E embedding, Q queries, G gallery items
+# B batch, E embedding, Q clips of a data set
 
 Encode = Callable[[Batch, str], NDArray[np.float32]]
 """What an engine offers: (batch, encoder) -> (B, E) float32, unit norm, as `Bundle.encode`."""
 
-TIE = 1e-6
-"""Cosines closer than this are equal as far as fp32 goes: two items that swap places within it have not changed."""
-RANKS = ("R1", "R5", "R10", "MedR")
-NAN = pydantic.ConfigDict(ser_json_inf_nan="strings")
-"""A failed engine may give NaN, which JSON lacks."""
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What an engine must hold.
-
-    Attributes:
-        cosine: least cosine of any embedding with the model's.
-        batch_invariance: least cosine of a clip alone with the same clip in a batch.
-        top10: least share of queries with the same ten best items.
-        recall: most percentage points that any R@K may move.
-    """
-
-    cosine: float
-    batch_invariance: float
-    top10: float
-    recall: float
-
-
-THRESHOLDS = {"fp32": Thresholds(cosine=0.99999, batch_invariance=0.99999, top10=1.0, recall=0.5)}
-"""By precision."""
+_DISTRIBUTION = 33
+"""A case keeps the cosines of its rows for plots, or this many quantiles of them."""
 
 
 class Figures(pydantic.BaseModel):
-    """Differences between two sets of embeddings, over all their rows."""
+    """Differences between two sets of embeddings, over all their rows.
 
-    model_config = NAN
+    Attributes:
+        max_abs, mean_abs: of the difference of any element.
+        cosine_min, cosine_p1, cosine_mean: of the cosines of the rows; p1 is the first percentile.
+        worst_case: the case with the least cosine, where there are several.
+        worst_row: the row with the least cosine, in that case.
+        cosines: of every row in ascending order, or 33 quantiles of them.
+    """
+
+    model_config = pydantic.ConfigDict(ser_json_inf_nan="strings")
 
     max_abs: float
     mean_abs: float
     cosine_min: float
+    cosine_p1: float
     cosine_mean: float
+    worst_row: int
     worst_case: str = ""
+    cosines: list[float] = []
 
 
 class EncoderParity(pydantic.BaseModel):
-    """One encoder: figures over all cases, and by case."""
+    """One encoder: figures over all cases, and by case.
 
-    model_config = NAN
+    Attributes:
+        batch_invariance: least cosine of a clip alone with the same clip in a batch.
+    """
+
+    model_config = pydantic.ConfigDict(ser_json_inf_nan="strings")
 
     encoder: str
     figures: Figures
@@ -72,150 +65,131 @@ class EncoderParity(pydantic.BaseModel):
     cases: dict[str, Figures]
 
 
-class RankingParity(pydantic.BaseModel):
-    """One retrieval task on real data, by the model and by the engine.
-
-    `top10_identical` is the share of queries whose ten best items are the same set, up to swaps of items that the model
-    itself cannot tell apart (cosines within 1e-6); `top10_same_order` compares the plain lists. `recall_moved` is
-    the most percentage points by which an R@K moved beyond what such ties allow: clips without sound, for example,
-    share one audio embedding, and which of them comes first means nothing.
-    """
-
-    task: str
-    queries: int
-    gallery: int
-    torch: dict[str, float]
-    engine: dict[str, float]
-    top10_identical: float
-    top10_same_order: float
-    recall_moved: float
-
-
 class ParityReport(pydantic.BaseModel):
-    """All of it, for JSON (`model_dump_json`) and for reading (`to_markdown`)."""
+    """One engine at one precision, for JSON (`model_dump_json`); `BundleParity` joins several and shows them.
+
+    Attributes:
+        thresholds: the limits it was held to, by figure; see `Thresholds`.
+        divergences: encoder -> errors by layer, where they were looked for.
+    """
 
     engine: str
     precision: str
     thresholds: dict[str, float]
     encoders: dict[str, EncoderParity] = {}
     rankings: list[RankingParity] = []
+    divergences: dict[str, Divergence] = {}
 
-    def failures(self, encoder: str | None = None) -> list[str]:
-        """One line for each figure that misses its threshold, naming encoder, figure and threshold."""
-        limits = self.thresholds
-        lines = []
-        for name, parity in self.encoders.items():
-            if encoder not in (None, name):
-                continue
-            worst = parity.figures
-            if not worst.cosine_min >= limits["cosine"]:  # so that NaN fails too
-                lines.append(_miss(name, "cosine min", worst.cosine_min, limits["cosine"], worst.worst_case))
-            if not parity.batch_invariance >= limits["batch_invariance"]:
-                lines.append(_miss(name, "batch invariance", parity.batch_invariance, limits["batch_invariance"]))
-        for ranking in self.rankings:
-            if encoder is not None and encoder not in ranking.task.split(" -> "):
-                continue
-            if not ranking.top10_identical >= limits["top10"]:
-                lines.append(_miss(ranking.task, "identical top-10", ranking.top10_identical, limits["top10"]))
-            if not ranking.recall_moved <= limits["recall"]:
-                moved = ranking.recall_moved
-                lines.append(f"{ranking.task}: recall moved by {moved:.2f} points > {limits['recall']:g}")
-        return lines
+    @property
+    def name(self) -> str:
+        """Engine and precision."""
+        return f"{self.engine} {self.precision}"
 
     @property
     def passed(self) -> bool:
         return not self.failures()
 
-    def to_markdown(self) -> str:
-        """Two tables and the verdict."""
-        lines = [f"# Parity of {self.engine} {self.precision} with PyTorch", ""]
-        lines += [f"- [x] {line}" for line in self.failures()] or ["All figures hold their thresholds."]
-        lines += ["", "| encoder | cases | max abs | mean abs | cosine min | cosine mean | alone / in a batch |"]
-        lines += ["|---|---|---|---|---|---|---|"]
+    def failures(self, encoder: str | None = None) -> list[str]:
+        """One line for each figure that misses its threshold, naming encoder, figure and threshold.
+
+        Args:
+            encoder: only what concerns this one: its embeddings, and the rankings it takes part in.
+        """
+        lines = []
         for name, parity in self.encoders.items():
-            f = parity.figures
-            lines.append(
-                f"| {name} | {len(parity.cases)} | {f.max_abs:.2g} | {f.mean_abs:.2g} | {_nines(f.cosine_min)} "
-                f"| {_nines(f.cosine_mean)} | {_nines(parity.batch_invariance)} |"
-            )
-        lines += ["", f"Thresholds: {', '.join(f'{k} {v:g}' for k, v in self.thresholds.items())}."]
-        if self.rankings:
-            lines += ["", "| retrieval | queries x gallery | R@1 torch / engine | R@5 | R@10 | MedR | same top-10 |"]
-            lines += ["|---|---|---|---|---|---|---|"]
-            for r in self.rankings:
-                pairs = [f"{r.torch[k]:.1f} / {r.engine[k]:.1f}" for k in RANKS]
-                size = f"{r.queries} x {r.gallery}"
-                lines.append(f"| {r.task} | {size} | {' | '.join(pairs)} | {100 * r.top10_identical:.1f} % |")
-        return "\n".join(lines) + "\n"
+            if encoder in (None, name):
+                worst = parity.figures
+                where = f" ({worst.worst_case})" if worst.worst_case else ""
+                lines += self._below("cosine", f"{name}: cosine min", worst.cosine_min, where)
+                lines += self._below("batch_invariance", f"{name}: batch invariance", parity.batch_invariance)
+        for ranking in self.rankings:
+            if encoder is None or encoder in ranking.encoders:
+                lines += self._ranking_failures(ranking)
+        return lines
+
+    def _ranking_failures(self, ranking: RankingParity) -> list[str]:
+        task = ranking.task
+        lines = self._below("top10_identical", f"{task}: identical top-10", ranking.top10_identical)
+        lines += self._below("top10_overlap", f"{task}: top-10 overlap", ranking.top10_overlap)
+        lines += self._beyond("recall_moved", f"{task}: hits of an R@K changed", ranking.recall_moved)
+        lines += self._beyond("recall10", f"{task}: R@10 moved", ranking.recall_change["R10"])
+        return lines
+
+    # Both are written so that NaN fails.
+
+    def _below(self, figure: str, name: str, value: float, where: str = "") -> list[str]:
+        limit = self.thresholds.get(figure)
+        return [] if limit is None or value >= limit else [f"{name} {value:.7g} < {limit:g}{where}"]
+
+    def _beyond(self, figure: str, name: str, points: float) -> list[str]:
+        limit = self.thresholds.get(figure)
+        return [] if limit is None or abs(points) <= limit else [f"{name} by {points:.2f} points, more than {limit:g}"]
 
 
 def measure_parity(
-    model: Model,
+    reference: Reference,
     encode: Encode,
     encoders: Sequence[str],
     precision: str = "fp32",
     engine: str = "onnxruntime",
-    batches: Sequence[Batch] = (),
+    thresholds: dict[str, Thresholds] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
-    """Compare an engine with the model on made-up batches of many shapes and, where given, on real data.
+    """Compare an engine at one precision with the model, on cases of many shapes and, where given, on real data.
 
     Args:
-        model: the reference; put into eval mode and left as it was.
+        reference: the model's embeddings; the same object serves every engine and precision.
         encode: the engine, for example `Bundle(...).encode`.
         encoders: which ones.
         precision: selects the thresholds.
         engine: its name in the report.
-        batches: real clips, in batches: each caption with its clip. Ranking parity is measured on them.
+        thresholds: the table of them, by default `THRESHOLDS`.
         progress: called with a line before each part.
+
+    Raises:
+        ExportError: a precision without thresholds.
     """
-    thresholds = THRESHOLDS[precision]
-    report = ParityReport(engine=engine, precision=precision, thresholds=vars(thresholds).copy())
-    training = model.training
-    model.eval()
-    try:
-        for encoder in encoders:
-            if progress:
-                progress(f"parity of {encoder}")
-            report.encoders[encoder] = encoder_parity(model, encode, encoder)
-        if len(batches):
-            if progress:
-                progress("ranking parity")
-            report.rankings = ranking_parity(model, encode, encoders, batches)
-    finally:
-        model.train(training)
+    report = ParityReport(engine=engine, precision=precision, thresholds=thresholds_of(precision, thresholds).limits())
+    by_engine: dict[str, NDArray[np.float32]] = {}
+    for encoder in encoders:
+        if progress:
+            progress(f"parity of {encoder}, {report.name}")
+        found = _encode_clips(reference, encode, encoder)
+        if found is not None:
+            by_engine[encoder] = found
+        report.encoders[encoder] = encoder_parity(reference, encode, encoder, found)
+    by_model = {encoder: rows for encoder in by_engine if (rows := reference.clips(encoder)) is not None}
+    if by_model:
+        report.rankings = compare_rankings(by_model, by_engine)
     return report
 
 
-def encoder_parity(model: Model, encode: Encode, encoder: str) -> EncoderParity:
-    """Compare one encoder on `parity_cases`, and each clip alone with the same clip in a batch."""
-    cases: dict[str, Figures] = {}
-    sizes: dict[str, int] = {}
+def encoder_parity(
+    reference: Reference, encode: Encode, encoder: str, clips: NDArray[np.float32] | None = None
+) -> EncoderParity:
+    """Compare one encoder on all its cases, and each clip alone with the same clip in a batch.
+
+    Args:
+        reference, encode, encoder: as for `measure_parity`.
+        clips: (Q, E) the engine's embeddings of the reference's real clips, for a case of their own.
+    """
+    pairs: dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]] = {}
     invariance = 1.0
-    for case in parity_cases(model, encoder):
+    for expected in reference.cases(encoder):
+        case = expected.case
         found = encode(case.batch, encoder)
-        cases[case.name] = compare(reference(model, case.batch, encoder), found)
-        sizes[case.name] = len(found)
+        pairs[case.name] = expected.embeddings, found
         if case.alone:
             alone = np.concatenate([encode(case.batch[i : i + 1], encoder) for i in range(len(case.batch))])
             invariance = _least(invariance, compare(found, alone).cosine_min)
+    of_clips = reference.clips(encoder) if clips is not None else None
+    if of_clips is not None and clips is not None:
+        pairs[CLIPS] = of_clips, clips
+    cases = {name: compare(*pair) for name, pair in pairs.items()}
+    total = compare(*(np.concatenate(side) for side in zip(*pairs.values(), strict=True)))
     worst = min(cases, key=lambda name: _nan_first(cases[name].cosine_min))
-    rows = sum(sizes.values())
-    figures = Figures(
-        max_abs=float(np.max([f.max_abs for f in cases.values()])),
-        mean_abs=sum(f.mean_abs * sizes[name] for name, f in cases.items()) / rows,
-        cosine_min=cases[worst].cosine_min,
-        cosine_mean=sum(f.cosine_mean * sizes[name] for name, f in cases.items()) / rows,
-        worst_case=worst,
-    )
+    figures = total.model_copy(update={"worst_case": worst, "worst_row": cases[worst].worst_row})
     return EncoderParity(encoder=encoder, figures=figures, batch_invariance=invariance, cases=cases)
-
-
-def reference(model: Model, batch: Batch, encoder: str) -> NDArray[np.float32]:
-    """What the PyTorch model gives for a batch, by its own forward: (B, E) float32, unit norm."""
-    with torch.inference_mode():
-        output = model(batch.only(encoder_modalities(encoder)), [encoder])[encoder]
-        return torch.nn.functional.normalize(output.float(), dim=-1, eps=1e-8).numpy()
 
 
 def compare(expected: NDArray[np.floating], found: NDArray[np.floating]) -> Figures:
@@ -228,107 +202,55 @@ def compare(expected: NDArray[np.floating], found: NDArray[np.floating]) -> Figu
     cosine = (a * b).sum(1) / np.maximum(lengths[0] * lengths[1], 1e-30)
     cosine = np.where(both_zero, 1.0, cosine)
     difference = np.abs(a - b)
+    spread = np.sort(cosine) if len(cosine) <= _DISTRIBUTION else np.quantile(cosine, np.linspace(0, 1, _DISTRIBUTION))
     return Figures(
         max_abs=float(difference.max()),
         mean_abs=float(difference.mean()),
         cosine_min=float(cosine.min()),
+        cosine_p1=float(np.percentile(cosine, 1)),
         cosine_mean=float(cosine.mean()),
+        worst_row=int(np.argmin(cosine)),  # NaN counts as least
+        cosines=spread.tolist(),
     )
 
 
-def ranking_parity(
-    model: Model, encode: Encode, encoders: Sequence[str], batches: Sequence[Batch]
-) -> list[RankingParity]:
-    """Rank a data set by the model and by the engine, for every two encoders that share no modality, both ways."""
-    given = set.intersection(*(set(batch.modalities) for batch in batches))
-    usable = [e for e in encoders if set(encoder_modalities(e)) <= given]
-    usable = [e for e in usable if all(_has_inputs(model, e, batch) for batch in batches)]
-    by_model = {e: np.concatenate([reference(model, batch, e) for batch in batches]) for e in usable}
-    by_engine = {e: np.concatenate([encode(batch.only(encoder_modalities(e)), e) for batch in batches]) for e in usable}
-    results = []
-    for query, gallery in _tasks(usable):
-        expected = similarity(by_model[query], by_model[gallery])
-        found = similarity(by_engine[query], by_engine[gallery])
-        identical, same_order = top_overlap(expected, found)
-        results.append(
-            RankingParity(
-                task=f"{query} -> {gallery}",
-                queries=expected.shape[0],
-                gallery=expected.shape[1],
-                torch=_metrics(expected),
-                engine=_metrics(found),
-                top10_identical=identical,
-                top10_same_order=same_order,
-                recall_moved=recall_moved(expected, found),
-            )
-        )
-    return results
+def bisect_encoder(
+    reference: Reference,
+    report: ParityReport,
+    encoder: str,
+    fp32_graph: str | Path,
+    graph: str | Path,
+    threads: int | None = None,
+) -> Divergence:
+    """Find the first layer of an engine's graph that leaves tolerance, on the clip that it embeds worst.
 
-
-def recall_moved(expected: NDArray[np.floating], found: NDArray[np.floating], ks: Sequence[int] = (1, 5, 10)) -> float:
-    """The most percentage points by which the engine's R@K lies outside what ties of the model allow.
-
-    A positive that `expected` places between ranks a and b, since it scores within 1e-6 of the items between, may be
-    found at any of them.
+    The tolerance of a layer is the relative error at which embeddings would miss the threshold of their cosine.
 
     Args:
-        expected, found: (Q, Q) similarities by the model and by the engine, positives on the diagonal.
+        reference: of the measurement.
+        report: the measurement; the result is also kept in its `divergences`.
+        encoder: the one that failed.
+        fp32_graph: its fp32 graph.
+        graph: the graph that the engine was made from.
+        threads: of the runs.
+
+    Raises:
+        ExportError: onnxruntime cannot run one of the graphs, or they have no layer in common.
     """
-    positive = np.diagonal(expected)[:, None]
-    first = (expected > positive + TIE).sum(1)
-    last = (expected >= positive - TIE).sum(1) - 1
-    engine = ranks(found)
-    if len(engine) != len(first):  # a positive that is NaN has no rank
-        return 100.0
-    moved = 0.0
-    for k in ks:
-        wrong_hits = ((engine < k) & (first >= k)).mean()
-        wrong_misses = ((engine >= k) & (last < k)).mean()
-        moved = max(moved, 100 * float(wrong_hits), 100 * float(wrong_misses))
-    return moved
+    worst = report.encoders[encoder].figures
+    clip = reference.one_clip(encoder, worst.worst_case, worst.worst_row)
+    feeds = batch_feeds(clip, input_specs(reference.model, encoder), encoder)
+    tolerance = tolerance_of(report.thresholds["cosine"])
+    report.divergences[encoder] = first_divergence(fp32_graph, graph, feeds, tolerance, threads)
+    return report.divergences[encoder]
 
 
-def top_overlap(expected: NDArray[np.floating], found: NDArray[np.floating], k: int = 10) -> tuple[float, float]:
-    """The shares of queries (rows) with the same k best items, as sets up to ties, and as plain lists.
-
-    An engine may put in place of an item another that `expected` scores within 1e-6 of the k-th best.
-    """
-    k = min(k, expected.shape[1])
-    ours = np.argsort(-expected, axis=1, kind="stable")[:, :k]
-    theirs = np.argsort(-found, axis=1, kind="stable")[:, :k]
-    last = np.take_along_axis(expected, ours[:, -1:], 1)
-    # Ten items that each score at least (nearly) as much as the tenth best are ten best items.
-    good_enough = np.take_along_axis(expected, theirs, 1) >= last - TIE
-    finite = np.isfinite(found).all(1)
-    identical = good_enough.all(1) & finite
-    same_order = (ours == theirs).all(1) & finite
-    return float(identical.mean()), float(same_order.mean())
-
-
-def _tasks(encoders: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for query in encoders:
-        for gallery in encoders:
-            if not set(encoder_modalities(query)) & set(encoder_modalities(gallery)):
-                yield query, gallery
-
-
-def _metrics(similarities: NDArray[np.float32]) -> dict[str, float]:
-    metrics: Mapping[str, float] = retrieval_metrics(similarities)
-    return {name: float(metrics[name]) for name in RANKS}
-
-
-def _has_inputs(model: Model, encoder: str, batch: Batch) -> bool:
-    needed = [name for name in input_names(model, encoder) if name != "audio_frames"]
-    return all(getattr(batch, name) is not None for name in needed)
-
-
-def _miss(name: str, figure: str, value: float, threshold: float, case: str = "") -> str:
-    where = f" ({case})" if case else ""
-    return f"{name}: {figure} {value:.7g} < {threshold:g}{where}"
-
-
-def _nines(value: float) -> str:
-    return f"{value:.7f}"
+def _encode_clips(reference: Reference, encode: Encode, encoder: str) -> NDArray[np.float32] | None:
+    """The engine's embeddings of the real clips, (Q, E); None without clips that have all the encoder reads."""
+    if reference.clips(encoder) is None:
+        return None
+    wanted = encoder_modalities(encoder)
+    return np.concatenate([encode(batch.only(wanted), encoder) for batch in reference.batches])
 
 
 def _least(a: float, b: float) -> float:

@@ -40,6 +40,11 @@ def common(
         raise typer.Exit
 
 
+def split_names(values: list[str] | None) -> list[str]:
+    """Values given one by one or joined by commas."""
+    return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
+
+
 def split_overrides(arguments: list[str]) -> tuple[list[Path], list[str]]:
     """Files and folders apart from key=value settings; a file whose name looks like a setting is a file."""
     overrides = [a for a in arguments if re.match(r"[a-z_0-9.]+=", a) and not Path(a).exists()]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eao.cli.common import DryRun, Json, Overrides, app
+from eao.cli.common import Device, DryRun, Json, Overrides, app, split_names
 from eao.console import print_json
 
 
@@ -16,81 +16,181 @@ def export(
     model: Annotated[Path, typer.Argument(help="A checkpoint folder, a run folder, or an authors' .pth.")],
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle.")] = Path("bundle"),
-    engine: Annotated[str, typer.Option(help="onnx (onnxruntime).")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
-    encoder: Annotated[
-        list[str] | None, typer.Option(help="text, video-audio, ...; may be given again. Default: all.")
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="onnx, openvino, trt, trt-rtx; several joined by commas. The first is the default to run."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32, fp16, bf16, int8, int8-weights, int8-nncf, fp8.")
+    ] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="text, video-audio, ...; default: all.")] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Also parts of the model as graphs of their own: davenet, tokens.")
+    ] = None,
+    batch: Annotated[str | None, typer.Option(help="TensorRT's sizes as minimum:optimum:maximum.")] = None,
+    text_tokens: Annotated[str | None, typer.Option(help="As --batch.")] = None,
+    video_tokens: Annotated[str | None, typer.Option(help="As --batch.")] = None,
+    spectrogram_frames: Annotated[str | None, typer.Option(help="As --batch.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Compute capabilities for trt-rtx; default 8.0, 8.6, 8.9 and 12.0.")
+    ] = None,
+    defer: Annotated[bool, typer.Option(help="Build TensorRT engines on first use on the target.")] = False,
+    calibration: Annotated[str, typer.Option(help="Of int8 and fp8: minmax, percentile or entropy.")] = "minmax",
+    threshold: Annotated[
+        list[str] | None, typer.Option(help="Change a limit of parity, such as int8.cosine=0.985.")
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option(help="Name the first layer of a failing graph that leaves tolerance.")
+    ] = False,
+    external_data: Annotated[
+        bool | None, typer.Option(help="One file of weights for all encoders; default: where graphs are large.")
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset.")] = 18,
     split: Annotated[
         str | None, typer.Option(help="Data set of the configuration for ranking parity; 'none' to skip.")
     ] = "test",
+    target_latency: Annotated[
+        str | None,
+        typer.Option(help="Choose the fastest engine; 95 % of single calls take at most this, as 20ms."),
+    ] = None,
+    max_recall_drop: Annotated[
+        float | None, typer.Option(help="Choose the fastest engine that loses at most so many points of R@10.")
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Compile encoders into a bundle of engines, and prove that they embed and rank as the model does.
 
-    An encoder that fails parity is not written as usable: the figure is named, the evidence kept, the exit code 1.
+    An engine that fails parity is not written as usable: the figure is named, the evidence kept, the exit code 1.
+
+    With --target-latency or --max-recall-drop, every engine and precision that runs on this machine is tried (or those
+    that are named), and of each encoder the fastest that will do becomes the one that the bundle uses.
     """
     from eao.api import load
+    from eao.bench.arrivals import parse_milliseconds
+    from eao.export.build import Options
     from eao.export.run import export_bundle
 
+    choose = target_latency is not None or max_recall_drop is not None
+    latency_ms = None if target_latency is None else parse_milliseconds(target_latency)
+    engines, precisions = split_names(engine) or ["onnx"], split_names(precision) or ["fp32"]
+    if choose:
+        from eao.bench.recommend import runnable_engines
+
+        runnable = runnable_engines()
+        engines, precisions = split_names(engine) or runnable[0], split_names(precision) or runnable[1]
+    source = load(model, device="cpu", overrides=overrides or [])
+    profiles = {
+        "batch": batch,
+        "text_tokens": text_tokens,
+        "video_tokens": video_tokens,
+        "spectrogram_frames": spectrogram_frames,
+    }
     report = export_bundle(
-        load(model, device="cpu", overrides=overrides or []),
+        source,
         output,
-        engine=engine,
-        precision=precision,
-        encoders=encoder,
-        opset=opset,
+        engines=engines,
+        precisions=precisions,
+        encoders=split_names(encoder),
+        stages=split_names(stage),
+        options=Options(
+            opset=opset,
+            calibration=calibration,  # type: ignore[arg-type]
+            share_weights=external_data,
+            profiles={axis: sizes for axis, sizes in profiles.items() if sizes is not None},
+            defer=defer,
+            targets=tuple(split_names(target)),
+        ),
         split=split,
+        thresholds=threshold or (),
+        bisect=bisect,
         dry_run=dry_run,
         quiet=as_json,
     )
+    if choose and not dry_run:
+        from eao.bench.run import run_recommendation
+
+        report["recommendation"] = run_recommendation(source, output, latency_ms, max_recall_drop, quiet=as_json)
     if as_json:
         print_json(report)
+    # Where engines were tried to choose from, those that fail are an answer, not an error.
+    if report["recommendation"]["unmet"] if "recommendation" in report else report.get("failed"):
+        raise typer.Exit(1)
 
 
 @app.command()
 def bench(
     target: Annotated[
-        str, typer.Argument(help="A bundle made by `eao export`, or attention, forward, gradcache, loader, loss.")
+        str,
+        typer.Argument(
+            help="A bundle; or compare A.json B.json; or engines, attention, forward, gradcache, loader, loss."
+        ),
     ],
     overrides: Overrides = None,
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="The checkpoint, for PyTorch beside the engines.")
     ] = None,
-    encoder: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="onnx, openvino, trt, trt-rtx; default: all.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32, int8, ...; default: all of the bundle.")] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="text, video-audio, ...; default: all.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; default 1 and 8.")] = None,
+    length: Annotated[
+        list[float] | None, typer.Option(help="Lengths as shares of the longest clip; default 1, the longest.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Time per measurement.")] = 2.0,
+    max_runs: Annotated[int | None, typer.Option(help="The most calls per measurement.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of one call; default: all cores.")] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Also let requests come at random times, such as 50/s, and measure their wait.")
+    ] = None,
+    deadline: Annotated[str | None, typer.Option(help="With --rate: tell what share took longer, as 20ms.")] = None,
+    device: Device = None,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report as JSON here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page with plots here.")] = None,
     docs: Annotated[Path | None, typer.Option(help="Refresh performance.md and parity.md in this folder.")] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process.
 
-    Instead of a bundle, the name of a benchmark that needs none: `forward` (the packed model), `attention`, `loss`,
-    `gradcache` (training steps in chunks) or `loader` (raw features and shards).
+    Instead of a bundle, the name of a benchmark that needs none: `engines` (at the paper's size), `forward` (the
+    packed model), `attention`, `loss`, `gradcache` (training steps in chunks) or `loader` (raw features and shards).
+    `compare A.json B.json` tells which times of two reports differ by more than the noise.
     """
-    from eao.bench.run import SUITES, run_benchmark, run_suite
+    from eao.bench.run import SUITES, run_benchmark, run_comparison, run_suite
 
-    if target in SUITES and not Path(target).exists():
+    if target == "compare" and not Path(target).exists():
+        if len(overrides or []) != 2:
+            raise typer.BadParameter("compare takes two reports: eao bench compare A.json B.json")
+        values = run_comparison(*(overrides or []), quiet=as_json)
+    elif target in SUITES and not Path(target).exists():
         values = run_suite(target, output, docs, quiet=as_json)
-        if as_json:
-            print_json(values)
-        return
-    from eao.api import load
+    else:
+        from eao.api import choose_device, load
+        from eao.bench.arrivals import parse_milliseconds, parse_rate
+        from eao.bench.matrix import Options
 
-    report = run_benchmark(
-        load(target, overrides=overrides or []),
-        model=load(model, device="cpu") if model is not None else None,
-        encoders=encoder,
-        batches=batch or [1, 8],
-        seconds=seconds,
-        output=output,
-        docs=docs,
-        dry_run=dry_run,
-        quiet=as_json,
-    )
+        device = choose_device(device)  # one for engines and PyTorch
+        values = run_benchmark(
+            load(target, device=device, overrides=overrides or []),
+            model=load(model, device=device) if model is not None else None,
+            encoders=split_names(encoder),
+            runtimes=split_names(engine),
+            precisions=split_names(precision),
+            options=Options(
+                batches=batch or (1, 8),
+                lengths=length or (1.0,),
+                seconds=seconds,
+                max_runs=max_runs,
+                rate=parse_rate(rate) if rate is not None else None,
+                deadline_ms=parse_milliseconds(deadline) if deadline is not None else None,
+                threads=threads,
+            ),
+            output=output,
+            html=html,
+            docs=docs,
+            dry_run=dry_run,
+            quiet=as_json,
+        )
     if as_json:
-        print_json(report)
+        print_json(values)

@@ -222,14 +222,14 @@ def export(demo: Demo) -> None:
 def benchmark(demo: Demo) -> None:
     """PyTorch and onnxruntime, interleaved."""
     from eao.api import load
+    from eao.bench.matrix import Options
     from eao.bench.run import run_benchmark
 
     report = run_benchmark(
         load(demo.bundle),
         model=load(demo.run / "best", device="cpu"),
         encoders=("text", "video-audio") if demo.quick else None,
-        batches=[1, 8],
-        seconds=0.5 if demo.quick else 1.0,
+        options=Options(seconds=0.5 if demo.quick else 1.0),
         output=demo.folder / "bench.json",
         quiet=demo.quiet,
     )
@@ -292,7 +292,7 @@ def print_summary(demo: Demo) -> None:
     out.print(
         f"right motion of two clips of one object ({motion['choices']} choices, chance 50 %): {shown}", highlight=False
     )
-    print_table("onnxruntime against PyTorch (fp32)", [parity_row(name, p) for name, p in summary["parity"].items()])
+    print_table("engines against PyTorch", [parity_row(name, p) for name, p in summary["parity"].items()])
     print_table("latency", summary["benchmark"])
     for found in summary["searches"]:
         hits = ", ".join(f"{hit['clip']} ({hit['score']:.2f})" for hit in found["hits"])
@@ -303,11 +303,11 @@ def print_summary(demo: Demo) -> None:
     out.print(f'try: eao search "a red bird flying" --index {demo.index}', highlight=False, soft_wrap=True)
 
 
-def parity_row(encoder: str, parity: dict[str, Any]) -> dict[str, str]:
-    """One encoder's parity as a table row."""
+def parity_row(engine: str, parity: dict[str, Any]) -> dict[str, str]:
+    """One engine's parity as a table row."""
     return {
-        "encoder": encoder,
+        "engine": engine,
         "max abs": f"{parity['max_abs']:.1e}",
         "cosine min": f"{parity['cosine_min']:.7f}",
-        "same top-10": "" if parity.get("top10_identical") is None else f"{100 * parity['top10_identical']:.0f} %",
+        "top-10 kept": "" if parity.get("top10_overlap") is None else f"{100 * parity['top10_overlap']:.0f} %",
     }

@@ -156,6 +156,16 @@ class EverythingAtOnce(nn.Module):
         x, mask = getattr(batch, modality), getattr(batch, f"{modality}_mask")
         if modality == "audio":
             x, mask = self.audio_features(x, mask, batch.audio_frames)
+        return self.project_tokens(x, mask, modality)
+
+    def project_tokens(self, x: Tensor, mask: Tensor, modality: str) -> Tokens:
+        """The tokens of one modality from what its projection reads.
+
+        Args:
+            x: (B, N, D) raw tokens; of audio what `audio_features` gives.
+            mask: (B, N) bool.
+            modality: a name.
+        """
         x = self.get_submodule(f"{modality}_norm_layer")(self.get_submodule(f"{modality}_token_proj")(x))
         x, mask, _ = self.fusion.fill_empty(x, mask)
         table = self._positions(modality, x.shape[1])

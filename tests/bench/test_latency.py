@@ -63,6 +63,24 @@ def test_a_warm_up_makes_a_call_however_short_it_is() -> None:
     assert len(calls) == 2
 
 
+def test_the_number_of_calls_is_bounded_over_all_rounds() -> None:
+    found = compare({"a": lambda: None}, warmup_seconds=0, max_seconds=5, max_runs=30, rounds=6)
+    assert found.latencies["a"].runs == 30
+
+
+def test_long_calls_need_only_four_rounds() -> None:
+    calls: list[int] = []
+    functions = {"a": lambda: calls.append(time.sleep(0.01)), "b": lambda: time.sleep(0.01)}
+    compare(functions, warmup_seconds=0, max_seconds=0.02, rounds=50)
+    assert len(calls) == 4
+
+
+def test_times_that_vary_from_round_to_round_have_a_spread() -> None:
+    waits = iter([0, 0.01, 0.02, 0.03, 0.04])
+    found = compare({"a": lambda: time.sleep(next(waits))}, warmup_seconds=0, max_seconds=0.001, rounds=4)
+    assert 0.15 < found.spreads["a"] < 0.5  # quartiles of 10, 20, 30, 40 ms: (32.5 - 17.5) / 2 / 25 = 0.3
+
+
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to compare"):
         compare({})

@@ -4,80 +4,72 @@ from pathlib import Path
 
 import pytest
 
-from eao.bench.hardware import Hardware
-from eao.bench.latency import Latency
-from eao.bench.report import BenchReport, Entry, bench_bundle
-from eao.config import Config, ModelConfig
+from eao.bench.report import BenchReport
 from eao.errors import ConfigError
-from eao.export.bundle import write_bundle
-from eao.export.encoders import Model
-from eao.model import build_model
 
-
-@pytest.fixture(scope="module")
-def model_and_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
-    config = Config(
-        model=ModelConfig(
-            text_dim=6,
-            video_dim=6,
-            embedding_dim=4,
-            fusion={"embed_dim": 8, "num_heads": 2, "depth": 0},
-            audio={"version": "v1", "channels": (4, 4), "blocks": (1,)},
-        )
-    )
-    model = build_model(config.model).eval()
-    return model, write_bundle(model, tmp_path_factory.mktemp("b") / "bundle", config, "text", threads=1).path
-
-
-def entry(speedup: float, foreign: float | None, noise: float = 0.05) -> Entry:
-    latency = Latency.of([0.001, 0.002])
-    sizes = {"batch": 8, "text_tokens": 20}
-    return Entry(
-        encoder="text",
-        sizes=sizes,
-        latencies={"torch": latency, "onnxruntime": latency},
-        speedup=speedup,
-        noise=noise,
-        foreign_cores=foreign,
-    )
-
-
-def report(*entries: Entry) -> BenchReport:
-    hardware = Hardware(cpu="C", cores=2, memory_gb=8, system="S", load_average=0)
-    return BenchReport(bundle="b", threads=2, hardware=hardware, versions={}, entries=list(entries), memory=[])
-
-
-def test_a_bundle_is_measured_beside_its_model(model_and_bundle: tuple[Model, Path]) -> None:
-    model, bundle = model_and_bundle
-    found = bench_bundle(model, bundle, batches=(1, 3), text_tokens=5, seconds=0.05, threads=1)
-    assert [e.sizes for e in found.entries] == [{"batch": 1, "text_tokens": 5}, {"batch": 3, "text_tokens": 5}]
-    assert all(set(e.latencies) == {"torch", "onnxruntime"} and e.speedup is not None for e in found.entries)
-    assert found.hardware.cores >= 1
-    assert "onnxruntime" in found.versions
-    assert found.memory[0].file_mb > 0
-    assert BenchReport.model_validate_json(found.model_dump_json()) == found
-
-
-def test_engines_are_measured_without_a_model(model_and_bundle: tuple[Model, Path]) -> None:
-    found = bench_bundle(None, model_and_bundle[1], batches=(1,), seconds=0.02, threads=1)
-    assert found.entries[0].speedup is None
-    assert set(found.entries[0].latencies) == {"onnxruntime"}
-
-
-@pytest.mark.parametrize("kwargs", [{"encoders": "smell"}, {"batches": (0,)}, {"video_tokens": 0}])
-def test_wrong_requests_are_refused(model_and_bundle: tuple[Model, Path], kwargs: dict) -> None:
-    with pytest.raises(ConfigError):
-        bench_bundle(None, model_and_bundle[1], **kwargs)
+from .reports import FP32, INT8, make_entry, make_report
 
 
 def test_a_speed_up_measured_on_a_busy_machine_is_not_shown() -> None:
-    text = report(entry(182.0, foreign=0.9), entry(1.5, foreign=0.0)).to_markdown()
+    text = make_report(make_entry({FP32: 182.0}, foreign=0.9), make_entry({FP32: 1.5})).to_markdown()
     assert "182" not in text
     assert "1.50x" in text
     assert "0.9 of 2 cores busy during 1 of 2 measurements" in text
 
 
 def test_only_a_slowdown_beyond_the_noise_of_a_quiet_machine_is_told() -> None:
-    slow, noisy, busy = entry(0.5, 0.0), entry(0.97, 0.0), entry(0.5, 0.9)
-    assert report(slow, noisy, busy).slower == [slow]
-    assert "slower than PyTorch" in report(slow).to_markdown()
+    slow, noisy, busy = make_entry({FP32: 0.5}), make_entry({FP32: 0.97}), make_entry({FP32: 0.5}, foreign=0.9)
+    assert make_report(slow, noisy, busy).slower == [(slow, FP32)]
+    row = next(line for line in make_report(slow).to_markdown().splitlines() if "| onnxruntime fp32 |" in line)
+    assert row.endswith("| [!] slower than PyTorch |")
+    assert "do not prefer onnxruntime fp32 at batch 1" in make_report(slow).to_markdown()
+
+
+def test_the_fastest_engine_is_recommended() -> None:
+    assert make_entry({FP32: 2.0, INT8: 4.0}).recommended == INT8
+    assert make_entry({FP32: 2.0, INT8: 4.0}).verdict(FP32) == ""
+
+
+@pytest.mark.parametrize(
+    ("speedups", "foreign"),
+    [({FP32: 0.8}, 0.0), ({FP32: 1.03}, 0.0), ({FP32: 3.0}, 0.9)],
+    ids=["slower", "within the noise", "busy"],
+)
+def test_what_is_not_surely_faster_than_torch_is_not_recommended(speedups: dict, foreign: float) -> None:
+    assert make_entry(speedups, foreign).recommended is None
+
+
+def test_without_torch_nothing_is_recommended_and_nothing_is_slower() -> None:
+    entry = make_entry()
+    alone = entry.model_copy(update={"results": {FP32: entry.results[FP32], INT8: entry.results[INT8]}})
+    assert (alone.recommended, alone.slower) == (None, ())
+    assert "Speed-up is over onnxruntime fp32" in make_report(alone).to_markdown()
+
+
+def test_arithmetic_and_traffic_stand_beside_the_machine_s_bound() -> None:
+    row = make_report(make_entry({FP32: 2.0})).latency_table().rows[1]
+    # 0.1 GFLOP and 1 MB in 2 ms, where 100 GFLOP/s allow 1 ms and 10 GB/s 0.1 ms.
+    assert row[-4:-1] == ("50", "0.5", "50 % A")
+
+
+def test_copies_and_random_arrivals_have_tables_of_their_own() -> None:
+    report = make_report(make_entry({INT8: 2.0}, full=True))
+    assert report.copies_table().rows == [("text", "1", "text tokens 20", INT8, "0.10", "1.50", "0.20")]
+    assert report.arrivals_table().rows[0][4:] == ("50", "2.00", "2.00", "2.00", "40 %", "12.5 % of 20 ms")
+    assert "copies in" in report.to_markdown() and "requests/s" in report.to_markdown()
+    assert "copies in" not in make_report(make_entry()).to_markdown()
+
+
+def test_a_report_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    report = make_report(make_entry(full=True))
+    report.save(tmp_path / "report.json")
+    assert BenchReport.load(tmp_path / "report.json") == report
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"format": 1}'])
+def test_what_is_no_report_is_refused(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "report.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"report\.json"):
+        BenchReport.load(path)

@@ -35,10 +35,11 @@ def test_a_manifest_describes_the_model_and_its_inputs(
     assert manifest.model_sha256 == hash_weights(model)
     assert manifest.embedding_dim == 8
     assert {"eao", "torch", "onnx", "onnxruntime"} <= set(manifest.versions)
-    for encoder, entry in manifest.encoders.items():
+    for encoder in manifest.encoders:
         assert manifest.specs(encoder) == input_specs(model, encoder)
-        assert entry.parity is not None
-        assert entry.parity.passed
+        (engine,) = manifest.of_encoder(encoder)
+        assert engine.key == f"{encoder}.onnxruntime.fp32"
+        assert engine.parity is not None and engine.parity.passed and not engine.parity.simulated
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
@@ -53,17 +54,17 @@ def test_broken_json_is_damage(folder: Path) -> None:
         load_manifest(folder)
 
 
-@pytest.mark.parametrize("value", [2, "1", None])
+@pytest.mark.parametrize("value", [1, "2", None])
 def test_another_format_is_refused_by_name(folder: Path, value: object) -> None:
     edit(folder, lambda m: m.update(format=value))
-    with pytest.raises(ExportError, match=r"has format .*reads 1"):
+    with pytest.raises(ExportError, match=r"has format .*reads 2"):
         load_manifest(folder)
 
 
-@pytest.mark.parametrize("name", ["../text.onnx", "/etc/passwd", "a\\b", "..", ""])
+@pytest.mark.parametrize("name", ["../text.onnx", "/etc/passwd", "a\\b", "..", "", "text/../x", "text/"])
 def test_names_cannot_lead_out_of_the_bundle(folder: Path, name: str) -> None:
-    edit(folder, lambda m: m["encoders"]["text"]["graph"].update(file=name))
-    with pytest.raises(ExportError, match=r"encoders\.text\.graph\.file"):
+    edit(folder, lambda m: m["engines"]["text.onnxruntime.fp32"]["files"][0].update(file=name))
+    with pytest.raises(ExportError, match=r"engines\.text\.onnxruntime\.fp32\.files\.0\.file"):
         load_manifest(folder)
 
 
@@ -73,14 +74,30 @@ def test_an_unknown_axis_is_damage(folder: Path) -> None:
         load_manifest(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m["engines"].pop("video.onnxruntime.fp32"), "encoder video has no engine"),
+        (lambda m: m["engines"]["video.onnxruntime.fp32"].update(encoder="smell"), "unknown encoder 'smell'"),
+        (lambda m: m["engines"]["video.onnxruntime.fp32"].update(precision="int8"), "should be called video"),
+    ],
+)
+def test_engines_and_encoders_belong_together(
+    folder: Path, change: Callable[[dict[str, Any]], None], says: str
+) -> None:
+    edit(folder, change)
+    with pytest.raises(ExportError, match=says):
+        load_manifest(folder)
+
+
 def test_a_missing_file_is_named(folder: Path) -> None:
-    (folder / "video.onnx").unlink()
-    with pytest.raises(ExportError, match=r"lacks video\.onnx"):
+    (folder / "video.fp32.onnx").unlink()
+    with pytest.raises(ExportError, match=r"lacks video\.fp32\.onnx"):
         load_manifest(folder)
 
 
 def test_a_truncated_file_is_named(folder: Path) -> None:
-    path = folder / "video.onnx"
+    path = folder / "video.fp32.onnx"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ExportError, match=r"video\.onnx has \d+ bytes"):
+    with pytest.raises(ExportError, match=r"video\.fp32\.onnx has \d+ bytes"):
         load_manifest(folder)

@@ -10,9 +10,11 @@ import torch
 from eao.errors import ExportError
 from eao.export.encoders import EncoderModule, Model, example_inputs, input_names, input_specs
 from eao.export.onnx import OUTPUT, export_onnx, verify_dynamic
-from eao.export.parity import THRESHOLDS, encoder_parity
+from eao.export.parity import encoder_parity
+from eao.export.reference import Reference
 from eao.export.runtime import batch_feeds
 from eao.export.session import open_session
+from eao.export.thresholds import THRESHOLDS
 
 MakeModel = Callable[[str], Model]
 
@@ -32,19 +34,18 @@ MakeModel = Callable[[str], Model]
     ],
 )
 def test_every_variant_agrees_with_torch_at_every_size_and_mask(
-    make_model: MakeModel, tmp_path: Path, variant: str, encoder: str
+    make_model: MakeModel, make_graph: Callable[[str, str], Path], variant: str, encoder: str
 ) -> None:
-    model = make_model(variant)
-    graph = export_onnx(model, encoder, tmp_path / "e.onnx", threads=1)
-    session = open_session(graph.path, threads=1)
+    model, path = make_model(variant), make_graph(variant, encoder)
+    session = open_session(path, threads=1)
     specs = input_specs(model, encoder)
     parity = encoder_parity(
-        model, lambda batch, name: session.run([OUTPUT], batch_feeds(batch, specs, name))[0], encoder
+        Reference(model), lambda batch, name: session.run([OUTPUT], batch_feeds(batch, specs, name))[0], encoder
     )
     assert parity.figures.cosine_min >= THRESHOLDS["fp32"].cosine, parity.figures
     assert parity.batch_invariance >= THRESHOLDS["fp32"].batch_invariance
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.onnx"]
-    assert "BatchNormalization" not in {node.op_type for node in onnx.load(graph.path).graph.node}  # folded
+    assert [p.name for p in path.parent.glob(f"*{path.stem}*")] == [path.name]
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(path).graph.node}  # folded
 
 
 def test_export_is_quiet_names_its_axes_and_leaves_the_model_in_its_mode(
@@ -61,6 +62,15 @@ def test_export_is_quiet_names_its_axes_and_leaves_the_model_in_its_mode(
     ]
     assert [(o.name, o.shape) for o in session.get_outputs()] == [("output", ["batch", 8])]
     assert str(Path.cwd()).encode() not in (tmp_path / "v.onnx").read_bytes()  # no stack traces of this machine
+
+
+def test_nothing_stands_between_softmax_and_the_product_with_the_values(
+    make_graph: Callable[[str, str], Path],
+) -> None:
+    nodes = onnx.load(make_graph("deep", "text")).graph.node
+    softmax = {node.output[0] for node in nodes if node.op_type == "Softmax"}
+    assert len(softmax) == 2
+    assert [node.op_type for node in nodes if softmax & set(node.input)] == ["MatMul", "MatMul"]
 
 
 def test_weights_can_stand_beside_the_graph(make_model: MakeModel, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,15 +9,20 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-import eao.export.bundle as bundle_module
+import eao.export.build as build_module
 from eao.config import Config
 from eao.errors import ExportError, ParityError
+from eao.export.bisect import tolerance_of
+from eao.export.build import Options
 from eao.export.bundle import WrittenBundle, write_bundle
-from eao.export.cases import parity_cases
-from eao.export.encoders import Model
+from eao.export.encoders import Model, input_specs
 from eao.export.onnx import ExportedGraph, export_onnx
-from eao.export.parity import ParityReport, compare, measure_parity, recall_moved, reference, top_overlap
-from eao.export.runtime import Bundle
+from eao.export.parity import Encode, ParityReport, bisect_encoder, compare, encoder_parity, measure_parity
+from eao.export.parity_report import PARITY_FILES, BundleParity
+from eao.export.reference import CLIPS, Reference, embed
+from eao.export.runtime import Bundle, batch_feeds
+from eao.export.session import open_session
+from eao.export.thresholds import parse_thresholds
 from eao.model import Batch
 
 MakeModel = Callable[[str], Model]
@@ -33,6 +37,16 @@ def test_figures_of_a_known_difference() -> None:
     assert figures.mean_abs == pytest.approx(0.2)
     assert figures.cosine_min == pytest.approx(0.8)
     assert figures.cosine_mean == pytest.approx(0.9)
+    assert figures.worst_row == 1 and figures.cosines == pytest.approx([0.8, 1.0])
+
+
+def test_the_first_percentile_and_the_spread_of_many_cosines() -> None:
+    angle = np.linspace(0, 1, 201)
+    found = np.stack([np.cos(angle), np.sin(angle)], 1)
+    figures = compare(np.array([[1.0, 0.0]]).repeat(201, 0), found)
+    assert figures.cosine_p1 == pytest.approx(np.cos(0.99), abs=1e-6)
+    assert len(figures.cosines) == 33
+    assert figures.cosines[0] == figures.cosine_min and figures.cosines[-1] == pytest.approx(1)
 
 
 def test_two_zero_rows_agree_and_one_zero_row_does_not() -> None:
@@ -41,70 +55,158 @@ def test_two_zero_rows_agree_and_one_zero_row_does_not() -> None:
     assert compare(unit, zero).cosine_min == 0
 
 
-def test_cases_cover_batches_lengths_and_missing_modalities(make_model: MakeModel) -> None:
-    cases = list(parity_cases(make_model("plain"), "video-audio"))
-    assert {len(case.batch) for case in cases} == {1, 3, 8}
-    assert len({case.batch.video.shape[1] for case in cases if case.batch.video is not None}) == 3
-    for modality in ("video", "audio"):
-        empty = [c.batch for c in cases if c.name.endswith(f"no {modality}")]
-        assert {len(batch) for batch in empty} == {1, 3, 8}
-        assert all(not getattr(batch, f"{modality}_mask")[0].any() for batch in empty)
-    holes = [c.batch.video_mask for c in cases if c.name.startswith("batch 8") and c.name.endswith("holes")]
-    steps = [mask.int().diff(dim=1) for mask in holes if mask is not None]
-    assert any((step > 0).any() for step in steps)  # a real token after padding
-
-
-def test_ties_within_rounding_are_no_difference_and_real_swaps_are() -> None:
-    expected = np.linspace(1, 0, 20, dtype=np.float64)[None].repeat(2, 0)
-    expected[:, 10] = expected[:, 9] - 1e-7  # the tenth and eleventh best
-    swapped = expected.copy()
-    swapped[0, [9, 10]] = swapped[0, [10, 9]]
-    assert top_overlap(expected, swapped) == (1.0, 0.5)
-    swapped[1, [0, 15]] = swapped[1, [15, 0]]
-    assert top_overlap(expected, swapped) == (0.5, 0.0)
-
-
-def test_nan_never_counts_as_the_same_ranking() -> None:
-    expected = np.eye(12)
-    assert top_overlap(expected, np.full((12, 12), np.nan))[0] == 0
-    assert recall_moved(expected, np.full((12, 12), np.nan)) == 100
-
-
 def test_a_bundle_passes_on_made_up_batches_and_on_clips(written: WrittenBundle) -> None:
-    assert written.parity.passed
-    assert set(written.parity.encoders) == {"text", "video", "video-audio"}
-    tasks = {r.task for r in written.parity.rankings}
+    (report,) = written.parity.reports
+    assert report.passed
+    assert set(report.encoders) == {"text", "video", "video-audio"}
+    tasks = {r.task for r in report.rankings}
     assert tasks == {"text -> video", "video -> text", "text -> video-audio", "video-audio -> text"}
-    assert all(r.gallery == 12 and r.torch == r.engine for r in written.parity.rankings)
-    saved = json.loads((written.path / "parity.json").read_text())
-    assert ParityReport.model_validate(saved).passed
-    assert "| video-audio | " in (written.path / "parity.md").read_text()
+    assert all(r.gallery == 12 and r.torch == r.engine for r in report.rankings)
+    assert BundleParity.load(written.path).reports == [report]
+    assert "| onnxruntime | fp32 | video-audio | " in (written.path / "parity.md").read_text()
+
+
+@pytest.fixture
+def model(make_model: MakeModel) -> Model:
+    return make_model("plain")
+
+
+@pytest.fixture
+def reference(model: Model, clips: list[Batch]) -> Reference:
+    return Reference(model, clips)
+
+
+def engine_of(model: Model) -> Encode:
+    return lambda batch, encoder: embed(model, batch, [encoder])[encoder]
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_weights_rounded_to_bf16_fail_fp32_and_hold_bf16(make_model: MakeModel, reference: Reference) -> None:
+    rounded = make_model("plain")
+    with torch.no_grad():
+        for weight in rounded.parameters():
+            weight.copy_(weight.bfloat16().float())
+    encoders = ["text", "video", "video-audio"]
+    as_fp32 = measure_parity(reference, engine_of(rounded), encoders, "fp32")
+    assert not as_fp32.passed
+    assert as_fp32.failures("video")[0].startswith("video: cosine min 0.99")
+    as_bf16 = measure_parity(reference, engine_of(rounded), encoders, "bf16")
+    assert as_bf16.passed, as_bf16.failures()
+    assert as_bf16.encoders == as_fp32.encoders
+
+
+def test_noise_fails_int8_by_its_cosine_until_the_threshold_is_lowered(model: Model, reference: Reference) -> None:
+    rng = np.random.default_rng(0)
+
+    def noisy(batch: Batch, encoder: str) -> np.ndarray:
+        rows = embed(model, batch, [encoder])[encoder]
+        noise = rng.standard_normal(rows.shape)
+        noise -= (noise * rows).sum(1, keepdims=True) * rows  # at right angles, so that every cosine is 0.985
+        return unit(0.985 * rows + np.sqrt(1 - 0.985**2) * unit(noise))
+
+    report = measure_parity(reference, noisy, ["text"], "int8")
+    assert report.encoders["text"].figures.cosine_min == pytest.approx(0.985, abs=1e-4)
+    assert report.failures()[0].startswith("text: cosine min 0.985")
+    free = ["int8.cosine=0.98", "int8.batch_invariance=0.9"]
+    assert measure_parity(reference, noisy, ["text"], "int8", thresholds=parse_thresholds(free)).passed
+
+
+def test_embeddings_of_the_right_shape_but_the_wrong_clips_fail_the_rankings(
+    model: Model, reference: Reference
+) -> None:
+    def turned(batch: Batch, encoder: str) -> np.ndarray:
+        rows = embed(model, batch, [encoder])[encoder]
+        return np.roll(rows, 1, axis=0) if encoder == "video" else rows
+
+    report = measure_parity(reference, turned, ["text", "video"], "int8")
+    failed = [line for line in report.failures("text") if line.startswith("text -> video")]
+    assert any("top-10 overlap" in line and "< 0.95" in line for line in failed)
+    assert report.failures("text") == [line for line in report.failures() if "->" in line]
+    assert report.rankings[0].kendall_tau is not None and report.rankings[0].kendall_tau < 0.9
 
 
 @pytest.mark.parametrize("value", [np.nan, 2.0])
-def test_an_engine_that_differs_or_gives_nan_fails(make_model: MakeModel, clips: list[Batch], value: float) -> None:
-    model = make_model("plain")
-
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_engine_that_differs_or_gives_nan_fails(
+    model: Model, reference: Reference, value: float, precision: str
+) -> None:
     def spoiled(batch: Batch, encoder: str) -> np.ndarray:
-        rows = reference(model, batch, encoder).copy()
+        rows = embed(model, batch, [encoder])[encoder].copy()
         rows[0, 0] = value
         return rows
 
-    report = measure_parity(model, spoiled, ["text"], batches=clips)
-    assert not report.passed
+    report = measure_parity(reference, spoiled, ["text", "video"], precision)
     assert report.failures()[0].startswith("text: cosine min")
+    if np.isnan(value):
+        assert any(line.startswith("text -> video: R@10 moved by nan") for line in report.failures()) == (
+            precision == "int8"
+        )
+        assert report.encoders["text"].figures.worst_row == 0
     assert ParityReport.model_validate_json(report.model_dump_json()).failures()  # NaN survives JSON
 
 
-def test_an_engine_that_depends_on_the_batch_fails_invariance(make_model: MakeModel) -> None:
-    model = make_model("plain")
-
+def test_an_engine_that_depends_on_the_batch_fails_invariance(model: Model, reference: Reference) -> None:
     def entangled(batch: Batch, encoder: str) -> np.ndarray:
-        rows = reference(model, batch, encoder)
-        mixed = rows + 0.3 * rows.mean(0) * (len(rows) > 1)
-        return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+        rows = embed(model, batch, [encoder])[encoder]
+        return unit(rows + 0.03 * rows.mean(0) * (len(rows) > 1))
 
-    assert any("batch invariance" in line for line in measure_parity(model, entangled, ["text"]).failures())
+    report = measure_parity(reference, entangled, ["text"], "int8")
+    assert [line for line in report.failures() if "->" not in line] == [
+        f"text: batch invariance {report.encoders['text'].batch_invariance:.7g} < 0.9999"
+    ]
+
+
+def test_real_clips_are_a_case_of_their_own(model: Model, reference: Reference) -> None:
+    def wrong_for_one(batch: Batch, encoder: str) -> np.ndarray:
+        rows = embed(model, batch, [encoder])[encoder].copy()
+        if len(batch) == 7:  # the second batch of real clips; no case has its size
+            rows[3] = -rows[3]
+        return rows
+
+    report = measure_parity(reference, wrong_for_one, ["video"])
+    figures = report.encoders["video"].figures
+    assert (figures.worst_case, figures.worst_row) == (CLIPS, 5 + 3)
+    assert report.encoders["video"].cases[CLIPS].cosines[0] == pytest.approx(-1)
+
+
+def test_figures_of_an_encoder_are_over_all_rows_of_its_cases(model: Model, reference: Reference) -> None:
+    parity = encoder_parity(reference, engine_of(model), "text")
+    assert len(parity.cases) == 20 and parity.batch_invariance == pytest.approx(1, abs=1e-6)
+    assert parity.figures.max_abs == max(f.max_abs for f in parity.cases.values())
+    assert parity.figures.cosine_min == min(f.cosine_min for f in parity.cases.values())
+    assert parity.figures.cosine_min <= parity.figures.cosine_p1 <= parity.figures.cosine_mean
+
+
+def test_a_precision_without_thresholds_is_refused(model: Model, reference: Reference) -> None:
+    with pytest.raises(ExportError, match="int3"):
+        measure_parity(reference, engine_of(model), ["text"], "int3")
+
+
+def test_a_failed_engine_is_bisected_on_the_clip_it_embeds_worst(
+    written: WrittenBundle, reference: Reference, tmp_path: Path
+) -> None:
+    proto = onnx.load(written.path / "video.fp32.onnx")
+    weight = next(w for w in proto.graph.initializer if w.name == "model.fusion.blocks.0.mlp.fc2.weight")
+    values = numpy_helper.to_array(weight).copy()
+    values[0] += 1
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    damaged = tmp_path / "video.onnx"
+    onnx.save(proto, damaged)
+    session = open_session(damaged, threads=1)
+
+    def encode(batch: Batch, encoder: str) -> np.ndarray:
+        feeds = batch_feeds(batch, input_specs(reference.model, encoder), encoder)
+        return np.asarray(session.run(None, feeds)[0])
+
+    report = measure_parity(reference, encode, ["video"], "int8")
+    assert not report.passed
+    found = bisect_encoder(reference, report, "video", written.path / "video.fp32.onnx", damaged, threads=1)
+    assert found.first is not None and found.first.module == "fusion.blocks.0.mlp.fc2"
+    assert report.divergences == {"video": found}
+    assert found.tolerance == pytest.approx(tolerance_of(0.99))
 
 
 def test_a_corrupted_weight_fails_and_leaves_the_old_bundle_and_the_evidence(
@@ -112,7 +214,7 @@ def test_a_corrupted_weight_fails_and_leaves_the_old_bundle_and_the_evidence(
 ) -> None:
     out = tmp_path / "bundle"
     model, config = make_model("depth0-minimal"), make_config("depth0-minimal")
-    write_bundle(model, out, config, "text", threads=1)
+    write_bundle(model, out, config, "text", options=Options(threads=1))
     before = {p.name: p.read_bytes() for p in out.iterdir()}
 
     def corrupting(model: Model, encoder: str, path: Path, opset: int, threads: int | None) -> ExportedGraph:
@@ -126,13 +228,13 @@ def test_a_corrupted_weight_fails_and_leaves_the_old_bundle_and_the_evidence(
         onnx.save(proto, path)
         return graph
 
-    monkeypatch.setattr(bundle_module, "export_onnx", corrupting)
+    monkeypatch.setattr(build_module, "export_onnx", corrupting)
     with pytest.raises(ParityError, match=r"text: cosine min 0\.\d+ < 0\.99999") as caught:
-        write_bundle(model, out, config, "text", threads=1)
+        write_bundle(model, out, config, "text", options=Options(threads=1))
     assert "bundle.failed" in caught.value.hint
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     failed = tmp_path / "bundle.failed"
-    assert sorted(p.name for p in failed.iterdir()) == ["config.yaml", "parity.json", "parity.md", "text.onnx"]
+    assert sorted(p.name for p in failed.iterdir()) == sorted(("text.fp32.onnx", *PARITY_FILES))
     with pytest.raises(ExportError, match="evidence of a failed export"):
         Bundle(failed)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "bundle.failed"]
@@ -153,10 +255,3 @@ def test_an_unknown_encoder_is_refused_before_any_work(
     with pytest.raises(ExportError, match="smell"):
         write_bundle(make_model("plain"), tmp_path / "b", make_config("plain"), "text,smell")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_reference_is_the_model_itself(make_model: MakeModel, clips: list[Batch]) -> None:
-    model = make_model("plain")
-    with torch.no_grad():
-        expected = torch.nn.functional.normalize(model(clips[0], ["video"])["video"])
-    np.testing.assert_allclose(reference(model, clips[0], "video"), expected.numpy(), atol=1e-6)

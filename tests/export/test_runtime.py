@@ -14,7 +14,7 @@ import torch
 from eao.errors import ConfigError, DataError, ExportError
 from eao.export.bundle import WrittenBundle
 from eao.export.encoders import Model, input_specs
-from eao.export.parity import reference
+from eao.export.reference import embed
 from eao.export.runtime import Bundle, batch_feeds
 from eao.export.session import open_session
 from eao.model import Batch
@@ -36,7 +36,7 @@ def test_a_moved_bundle_embeds_as_the_model_does(
     for encoder in moved.encoders:
         found = moved.encode(clips[0], encoder)
         assert found.dtype == np.float32
-        np.testing.assert_allclose(found, reference(make_model("plain"), clips[0], encoder), atol=1e-5)
+        np.testing.assert_allclose(found, embed(make_model("plain"), clips[0], [encoder])[encoder], atol=1e-5)
 
 
 def test_sessions_open_on_first_use_only(written: WrittenBundle, clips: list[Batch]) -> None:
@@ -55,7 +55,7 @@ def test_threads_share_one_session(written: WrittenBundle, clips: list[Batch]) -
 
 def test_one_changed_byte_is_refused(written: WrittenBundle, clips: list[Batch], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(written.path, tmp_path / "b"))
-    path = folder / "text.onnx"
+    path = folder / "text.fp32.onnx"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))

@@ -1,0 +1,94 @@
+"""The 8-bit graph of an encoder: with as few layers in higher precision as its embeddings allow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import onnx
+from numpy.typing import NDArray
+
+from eao.export.calibration import Method, Range, collect
+from eao.export.engines import OnnxSession
+from eao.export.precision import simulate
+from eao.export.quantize import Quantizer, calibrated_tensors, quantizable_nodes
+from eao.export.sensitivity import Sensitivity, find_sensitive, relax, run_graph
+
+LEVELS = (0.995, 0.998, 0.999, 0.9995, 0.9998)
+"""Least cosines of the judged samples, tried one after the other until parity holds. The first lies above the threshold
+of parity, which is measured on other clips."""
+JUDGES = 64
+"""Samples that a graph is judged on."""
+RANKERS = 16
+"""Samples that layers are ranked on: a graph is built and run for each layer."""
+
+
+class QuantizedGraph:
+    """An encoder's graph in int8 or fp8, made anew with more layers in higher precision as often as it must be.
+
+    Args:
+        source: the float32 graph.
+        samples: inputs by name, the most telling first.
+        kind: "int8" or "fp8".
+        method: how ranges are chosen.
+        threads: of trial runs.
+
+    Attributes:
+        kept: nodes that stay in higher precision.
+        level: which of `LEVELS` the graph holds.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        samples: Sequence[Mapping[str, NDArray]],
+        kind: str,
+        method: Method = "minmax",
+        threads: int | None = None,
+    ) -> None:
+        self.source = source
+        self.samples = samples
+        self.kind = kind
+        self.method = method
+        self.threads = threads
+        self.kept: tuple[str, ...] = ()
+        self.level = 0
+        self._ranges: dict[str, Range] | None = None
+        self._ranking: list[Sensitivity] | None = None
+
+    def tighten(self) -> bool:
+        """Ask for the next level; False if this is the last."""
+        if self.level + 1 == len(LEVELS):
+            return False
+        self.level += 1
+        return True
+
+    def build(self) -> onnx.ModelProto:
+        """The graph at the level: layers that add most to the error stay in higher precision until it holds.
+
+        Raises:
+            ExportError: values that are not finite.
+        """
+        model = onnx.load(self.source)
+        if self._ranges is None:
+            self._ranges = collect(self.source, self.samples, calibrated_tensors(model), self.method, self.threads)
+        quantizer = Quantizer(model, self._ranges, self.kind)
+        judges = self.samples[:JUDGES]
+        session = OnnxSession(self.source, self.threads)
+        expected = [session.run(sample) for sample in judges]
+
+        def runnable(keep: Collection[str]) -> onnx.ModelProto:
+            return simulate(quantizer(keep)) if self.kind == "fp8" else quantizer(keep)
+
+        def passes(quantized: onnx.ModelProto) -> bool:
+            found = run_graph(quantized, judges, self.threads)
+            return min(float((a * b).sum(1).min()) for a, b in zip(found, expected, strict=True)) >= LEVELS[self.level]
+
+        def ranking() -> list[Sensitivity]:
+            if self._ranking is None:
+                nodes, few = quantizable_nodes(model), slice(RANKERS)
+                self._ranking = find_sensitive(runnable, nodes, judges[few], expected[few], self.threads)
+            return self._ranking
+
+        self.kept = relax(runnable, passes, ranking, self.kept).kept
+        return quantizer(self.kept)

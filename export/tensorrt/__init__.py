@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: profiles, building in a subprocess, building on first use, and running."""

@@ -1,0 +1,210 @@
+"""Several engines and precisions of one model in one bundle: which are made, proven, kept and used."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from eao.api import load
+from eao.config import Config
+from eao.errors import ConfigError, ExportError, ParityError
+from eao.export.build import Options, Request, choose_requests
+from eao.export.bundle import WrittenBundle, write_bundle
+from eao.export.encoders import Model
+from eao.export.parity_report import BundleParity
+from eao.export.runtime import Bundle
+from eao.export.thresholds import parse_thresholds
+from eao.model import Batch
+
+MakeModel, MakeConfig = Callable[[str], Model], Callable[[str], Config]
+
+
+def test_every_engine_gets_the_precisions_that_it_offers() -> None:
+    chosen = choose_requests(["onnx", "trt-rtx", "onnxruntime"], ["fp16", "fp8"])
+    assert chosen == (
+        Request("onnxruntime", "fp16"),
+        Request("tensorrt-rtx", "fp16"),
+        Request("tensorrt-rtx", "fp8"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("engines", "precisions", "says"),
+    [
+        (["tpu"], ["fp32"], "no engine 'tpu'\n     choose from onnx, openvino, trt, trt-rtx"),
+        (["onnx"], ["int4"], "no precision 'int4'"),
+        (["onnx", "openvino"], ["fp32", "fp8"], "onnxruntime and openvino cannot be made at fp8"),
+        ([], ["fp32"], "cannot be made"),
+    ],
+)
+def test_requests_that_cannot_be_met(engines: list[str], precisions: list[str], says: str) -> None:
+    with pytest.raises(ExportError) as caught:
+        choose_requests(engines, precisions)
+    assert says in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def matrix(
+    make_model: MakeModel, make_config: MakeConfig, wide_clips: list[Batch], tmp_path_factory: pytest.TempPathFactory
+) -> WrittenBundle:
+    """Text and video by onnxruntime at four precisions, with shared weights."""
+    return write_bundle(
+        make_model("wide"),
+        tmp_path_factory.mktemp("matrix") / "bundle",
+        make_config("wide"),
+        ["text", "video"],
+        choose_requests(["onnx"], ["fp32", "fp16", "bf16", "int8"]),
+        Options(threads=1, share_weights=True),
+        batches=wide_clips,
+        calibration=wide_clips,
+        # Twelve random clips: neighbours change places at the slightest touch.
+        thresholds=parse_thresholds(["int8.top10_overlap=0.5", "int8.recall10=100"]),
+    )
+
+
+def test_all_precisions_are_in_one_bundle(matrix: WrittenBundle) -> None:
+    assert matrix.failed is None
+    assert [engine.precision for engine in matrix.manifest.of_encoder("text")] == ["fp32", "fp16", "bf16", "int8"]
+    assert {file.file for file in matrix.manifest.files()} >= {"weights.fp32.bin", "weights.int8.bin", "text.int8.onnx"}
+    cosines = {e.precision: e.parity.cosine_min for e in matrix.manifest.of_encoder("video") if e.parity}
+    assert cosines["fp32"] > cosines["fp16"] > cosines["int8"] and cosines["fp16"] > cosines["bf16"]
+    simulated = {e.precision: e.parity.simulated for e in matrix.manifest.of_encoder("video") if e.parity}
+    assert simulated == {"fp32": False, "fp16": False, "bf16": True, "int8": False}
+    assert len(BundleParity.load(matrix.path).reports) == 4
+
+
+def test_weights_that_encoders_share_are_stored_once(matrix: WrittenBundle) -> None:
+    graphs = [onnx.load(matrix.path / f"{name}.fp32.onnx") for name in ("text", "video")]
+    stored = sum(len(tensor.raw_data) for graph in graphs for tensor in graph.graph.initializer)
+    assert (matrix.path / "weights.fp32.bin").stat().st_size < stored
+
+
+def test_the_engine_that_is_asked_for_is_used(matrix: WrittenBundle, wide_clips: list[Batch], tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(matrix.path, tmp_path / "moved"))
+    rows = {p: Bundle(moved, threads=1, precision=p).encode(wide_clips[0], "text") for p in ("fp32", "fp16", "int8")}
+    np.testing.assert_array_equal(Bundle(moved, threads=1).encode(wide_clips[0], "text"), rows["fp32"])  # the first one
+    for precision in ("fp16", "int8"):
+        cosine = (rows[precision] * rows["fp32"]).sum(1)
+        assert 0.97 < cosine.min() < 1 and not np.array_equal(rows[precision], rows["fp32"])
+    assert load(moved, engine="onnx", precision="fp16").backend.entry("text").key == "text.onnxruntime.fp16"
+
+
+def test_an_engine_that_is_not_there_or_cannot_run(matrix: WrittenBundle, wide_clips: list[Batch]) -> None:
+    with pytest.raises(ExportError, match=r"has no openvino int8 engine"):
+        Bundle(matrix.path, engine="openvino", precision="int8")
+    with pytest.raises(ExportError, match=r"no engine of encoder text .*\n.*no bfloat16 products"):
+        Bundle(matrix.path, precision="bf16").encode(wide_clips[0], "text")
+
+
+def test_one_changed_byte_of_shared_weights_is_refused(
+    matrix: WrittenBundle, wide_clips: list[Batch], tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(matrix.path, tmp_path / "moved"))
+    path = moved / "weights.int8.bin"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(ExportError, match=r"weights\.int8\.bin was changed"):
+        Bundle(moved, precision="int8").encode(wide_clips[0], "text")
+    assert Bundle(moved, precision="fp32").encode(wide_clips[0], "text").shape == (5, 64)
+
+
+def test_what_fails_is_kept_apart_with_the_layer_where_it_fails(
+    make_model: MakeModel, make_config: MakeConfig, clips: list[Batch], tmp_path: Path
+) -> None:
+    written = write_bundle(
+        make_model("plain"),
+        tmp_path / "b",
+        make_config("plain"),
+        "text",
+        choose_requests(["onnx"], ["fp32", "fp16"]),
+        Options(threads=1),
+        thresholds=parse_thresholds(["fp16.cosine=1"]),
+        bisect=True,
+    )
+    assert list(written.manifest.engines) == ["text.onnxruntime.fp32"]
+    assert not (written.path / "text.fp16.onnx").exists()
+    assert written.failed == tmp_path / "b.failed"
+    assert {file.name for file in written.failed.iterdir()} >= {"text.fp16.onnx", "parity.json", "parity.md"}
+    assert "onnxruntime fp16 text: cosine min" in written.parity.failures()[0]
+    ((report, encoder, divergence),) = written.parity.divergences()
+    assert (report.precision, encoder) == ("fp16", "text") and divergence.describe()
+    with pytest.raises(ParityError, match="nothing else was written"):
+        write_bundle(
+            make_model("plain"),
+            tmp_path / "other",
+            make_config("plain"),
+            "text",
+            choose_requests(["onnx"], ["fp16"]),
+            Options(threads=1),
+            thresholds=parse_thresholds(["fp16.cosine=1"]),
+        )
+    assert not (tmp_path / "other").exists()
+
+
+def test_int8_needs_clips(make_model: MakeModel, make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="need clips to choose their ranges from"):
+        write_bundle(
+            make_model("plain"), tmp_path / "b", make_config("plain"), "text", choose_requests(["onnx"], ["int8"])
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_checkpoint_has_no_engines(experiment: Callable[..., Config], tmp_path: Path) -> None:
+    from eao.training.run import run_training
+
+    run_training(experiment(trainer={"epochs": 1}), tmp_path / "run", quiet=True)
+    with pytest.raises(ConfigError, match="is a checkpoint, which PyTorch runs"):
+        load(tmp_path / "run", engine="onnx")
+
+
+@pytest.mark.slow
+def test_openvino_and_tensorrt_rtx(
+    make_model: MakeModel, make_config: MakeConfig, clips: list[Batch], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("tensorrt_rtx")
+    written = write_bundle(
+        make_model("plain"),
+        tmp_path / "b",
+        make_config("plain"),
+        ["text"],
+        choose_requests(["openvino", "trt-rtx"], ["fp32", "fp16"]),
+        Options(threads=1, targets=("8.6",), profiles={"batch": "1:4:8", "text_tokens": "1:5:30"}),
+        batches=clips,
+    )
+    assert list(written.manifest.engines) == [
+        f"text.{engine}.{precision}" for engine in ("openvino", "tensorrt-rtx") for precision in ("fp32", "fp16")
+    ]
+    rtx = written.manifest.engines["text.tensorrt-rtx.fp16"]
+    assert rtx.targets == ("8.6",) and rtx.profiles[0]["batch"].maximum == 8
+    assert rtx.parity is not None and rtx.parity.simulated
+    assert rtx.files[0].file == "text.tensorrt-rtx.fp16.engine" and rtx.files[0].size > 1000
+    # Where TensorRT cannot run, OpenVINO is what the bundle runs.
+    assert Bundle(written.path, threads=1).entry("text").engine == "openvino"
+    assert Bundle(written.path, threads=1).encode(clips[0], "text").shape == (5, 8)
+
+
+@pytest.mark.slow
+def test_openvino_makes_int8_of_its_own(
+    make_model: MakeModel, make_config: MakeConfig, wide_clips: list[Batch], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    written = write_bundle(
+        make_model("wide"),
+        tmp_path / "b",
+        make_config("wide"),
+        ["text"],
+        choose_requests(["openvino"], ["int8-weights", "int8-nncf"]),
+        Options(threads=1),
+        calibration=wide_clips,
+        thresholds=parse_thresholds(["int8-nncf.cosine=0.9"]),  # it has one scale for all channels of an activation
+    )
+    assert [e.precision for e in written.manifest.of_encoder("text")] == ["int8-weights", "int8-nncf"]
+    assert {file.file for file in written.manifest.files()} >= {"text.int8-weights.xml", "text.int8-nncf.bin"}
