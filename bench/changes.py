@@ -119,7 +119,11 @@ def _change(way: str, before: Entry, after: Entry) -> Change:
 
 def _conditions(before: BenchReport, after: BenchReport) -> Iterator[str]:
     machines = [f"{r.hardware.cpu}, {r.hardware.cores} cores, {r.hardware.gpu or 'no GPU'}" for r in (before, after)]
-    pairs = {"machine": machines, "threads": [before.threads, after.threads], "device": [before.device, after.device]}
+    pairs: dict[str, list[str] | list[int]] = {
+        "machine": machines,
+        "threads": [before.threads, after.threads],
+        "device": [before.device, after.device],
+    }
     for package in sorted({*before.versions, *after.versions}):
         pairs[package] = [r.versions.get(package, "not installed") for r in (before, after)]
     for name, (old, new) in pairs.items():

@@ -166,7 +166,8 @@ def _training(model: EverythingAtOnce, batch: Batch, options: Mapping[str, Any],
 def _gbyte(model: EverythingAtOnce, batch: Batch, passes: int = 1) -> float:
     """What a call has to read and write at least, in 1e9 bytes."""
     weights = sum(weight.nbytes for weight in model.parameters())
-    return 1e-9 * (passes * weights + sum(x.nbytes for x in (batch.text, batch.video, batch.audio)))
+    inputs = [getattr(batch, modality) for modality in batch.modalities]
+    return 1e-9 * (passes * weights + sum(x.nbytes for x in inputs))
 
 
 def _norm_share(model: EverythingAtOnce, batch: Batch) -> float:

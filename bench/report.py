@@ -264,8 +264,8 @@ class BenchReport(pydantic.BaseModel):
             times = (found.latency.median_ms, found.latency.p90_ms, found.latency.p99_ms)
             cells = [entry.encoder, str(entry.sizes[BATCH]), entry.describe_sizes(), way, f"{found.rate:g}"]
             cells += [*map(_ms, times), "overloaded" if found.overloaded else f"{100 * found.utilization:.0f} %"]
-            missed = found.missed is not None and found.deadline_ms is not None
-            rows.append((*cells, f"{100 * found.missed:.1f} % of {found.deadline_ms:g} ms" if missed else ""))
+            late = "" if found.missed is None else f"{100 * found.missed:.1f} % of {found.deadline_ms:g} ms"
+            rows.append((*cells, late))
         return Table(header, rows)
 
     def save(self, path: str | Path) -> None:

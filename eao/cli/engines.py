@@ -162,7 +162,8 @@ def bench(
     if target == "compare" and not Path(target).exists():
         if len(overrides or []) != 2:
             raise typer.BadParameter("compare takes two reports: eao bench compare A.json B.json")
-        values = run_comparison(*(overrides or []), quiet=as_json)
+        before, after = overrides or []
+        values = run_comparison(before, after, quiet=as_json)
     elif target in SUITES and not Path(target).exists():
         values = run_suite(target, output, docs, quiet=as_json)
     else:
