@@ -147,6 +147,21 @@ def test_what_fails_is_kept_apart_with_the_layer_where_it_fails(
     assert not (tmp_path / "other").exists()
 
 
+def test_int8_that_fails_keeps_more_layers_in_float32_until_it_holds(
+    make_model: MakeModel, make_config: MakeConfig, clips: list[Batch], tmp_path: Path
+) -> None:
+    requests = choose_requests(["onnx"], ["int8"])
+    arguments = (make_model("plain"), tmp_path / "b", make_config("plain"), "text", requests, Options(threads=1))
+    usual = write_bundle(*arguments, calibration=clips).manifest.engines["text.onnxruntime.int8"]
+    strict = parse_thresholds(["int8.cosine=0.9996"])
+    tightened = write_bundle(*arguments, calibration=clips, thresholds=strict).manifest.engines[usual.key]
+    assert usual.parity is not None and usual.parity.cosine_min < 0.9996 and not usual.left
+    assert tightened.parity is not None and tightened.parity.cosine_min >= 0.9996 and tightened.left
+    # Not all of it: that would be no int8 engine.
+    graph = onnx.load(tmp_path / "b" / "text.int8.onnx")
+    assert any(tensor.data_type == onnx.TensorProto.INT8 and tensor.dims for tensor in graph.graph.initializer)
+
+
 def test_int8_needs_clips(make_model: MakeModel, make_config: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="need clips to choose their ranges from"):
         write_bundle(
@@ -188,6 +203,31 @@ def test_openvino_and_tensorrt_rtx(
     # Where TensorRT cannot run, OpenVINO is what the bundle runs.
     assert Bundle(written.path, threads=1).entry("text").engine == "openvino"
     assert Bundle(written.path, threads=1).encode(clips[0], "text").shape == (5, 8)
+
+
+@pytest.mark.slow
+def test_the_whole_matrix_holds_its_thresholds(
+    make_model: MakeModel, make_config: MakeConfig, wide_clips: list[Batch], tmp_path: Path
+) -> None:
+    """Seven encoders, every engine that builds here, every precision but NNCF's and fp8, tested elsewhere."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("tensorrt_rtx")
+    requests = choose_requests(["onnx", "openvino", "trt-rtx"], ["fp32", "fp16", "bf16", "int8"])
+    written = write_bundle(
+        make_model("wide"),
+        tmp_path / "b",
+        make_config("wide"),
+        "all",
+        requests,
+        Options(threads=2, targets=("8.6",)),
+        calibration=wide_clips,
+    )
+    assert written.failed is None and len(requests) == 12
+    assert len(written.manifest.engines) == 7 * 12
+    fp32 = {
+        e.encoder: e.parity.cosine_min for e in written.manifest.engines.values() if e.precision == "fp32" and e.parity
+    }
+    assert len(fp32) == 7 and min(fp32.values()) >= 0.99999
 
 
 @pytest.mark.slow
