@@ -55,7 +55,7 @@ SUITES: dict[str, Suite] = {
 
 
 def run_suite(
-    name: str, output: str | Path | None = None, docs: str | Path | None = None, quiet: bool = False
+    name: str, output: str | Path | None = None, docs: str | Path | None = None, quiet: bool = False, **choices: Any
 ) -> dict[str, Any]:
     """Run one of `SUITES`.
 
@@ -64,13 +64,14 @@ def run_suite(
         output: JSON file for the report.
         docs: folder whose `performance.md` gets the tables.
         quiet: print nothing.
+        choices: what the suite's `run()` takes; its own by default.
 
     Returns:
         the report as JSON values.
     """
     suite = SUITES[name]
     with err.status(f"measuring {name}") if not quiet else nullcontext():
-        report: Report = importlib.import_module(f"eao.bench.{suite.module}").run()
+        report: Report = importlib.import_module(f"eao.bench.{suite.module}").run(**choices)
     values = report.model_dump(mode="json")
     if output is not None:
         write_json(output, values)

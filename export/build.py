@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from eao.config import Config
-from eao.errors import ExportError
+from eao.errors import ExportError, missing_dependency
 from eao.export.calibration import Method
 from eao.export.encoders import Model, input_specs
 from eao.export.engines import OFFERED, PRECISIONS, OnnxSession, Session, engine_name
@@ -99,6 +100,28 @@ def choose_requests(engines: Sequence[str], precisions: Sequence[str]) -> tuple[
     if not chosen:
         raise ExportError("no engine was named", f"choose from {', '.join(OFFERED)}")
     return tuple(dict.fromkeys(chosen))
+
+
+def check_makers(requests: Sequence[Request], options: Options) -> None:
+    """Refuse what this machine cannot make, before any work is done.
+
+    Raises:
+        ExportError: TensorRT without a GPU.
+        MissingDependencyError: a package that makes one of the engines is not installed.
+    """
+    for request in requests:
+        if request.engine.startswith("tensorrt") and not options.defer:
+            from eao.export.tensorrt.api import require_package
+            from eao.export.tensorrt.builder import require_gpu
+            from eao.export.tensorrt.request import BuildRequest
+
+            wanted = BuildRequest(flavour=request.engine)  # type: ignore[arg-type]
+            require_gpu(wanted)
+            require_package(wanted.flavour)
+        elif request.engine == "openvino":
+            for package in ("openvino", "nncf") if request.precision in GRAPH_OF else ("openvino",):
+                if importlib.util.find_spec(package) is None:
+                    raise missing_dependency(package, "openvino", f"{request.engine} {request.precision}")
 
 
 class EncoderBuild:

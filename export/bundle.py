@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eao.config import Config
 from eao.errors import ExportError, ParityError
-from eao.export.build import EncoderBuild, Options, Request
+from eao.export.build import EncoderBuild, Options, Request, check_makers
 from eao.export.encoders import Axis, Model, axes, exportable_encoders, input_specs
 from eao.export.manifest import (
     CONFIG_FILE,
@@ -103,6 +103,7 @@ def write_bundle(
     model, config, name = _load(source, config)
     chosen, parts = choose_encoders(model, encoders), choose_stages(model, stages)
     check_target(out)
+    check_makers(requests, options)
     say = progress or (lambda line: None)
     samples = Samples(model, calibration)
     with atomic_path(out) as folder:

@@ -165,7 +165,9 @@ def bench(
         before, after = overrides or []
         values = run_comparison(before, after, quiet=as_json)
     elif target in SUITES and not Path(target).exists():
-        values = run_suite(target, output, docs, quiet=as_json)
+        names = {"encoders": encoder, "engines": engine, "precisions": precision} if target == "engines" else {}
+        choices = {what: split_names(given) for what, given in names.items() if given}
+        values = run_suite(target, output, docs, quiet=as_json, **choices)
     else:
         from eao.api import choose_device, load
         from eao.bench.arrivals import parse_milliseconds, parse_rate

@@ -55,8 +55,8 @@ def build(
     request.check()
     if not graph.is_file():
         raise ExportError(f"{graph} does not exist", "export the encoder again")
-    require_package(request.flavour)
     require_gpu(request)
+    require_package(request.flavour)
     out.parent.mkdir(parents=True, exist_ok=True)
     kept = Path(log) if log is not None else out.with_name(f"{out.name}.log")
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -170,6 +170,36 @@ def test_int8_needs_clips(make_model: MakeModel, make_config: MakeConfig, tmp_pa
     assert not (tmp_path / "b").exists()
 
 
+def test_tensorrt_without_a_gpu_says_at_once_what_works_instead(
+    make_model: MakeModel, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eao.probes.has_nvidia_device", lambda: False)
+    said: list[str] = []
+    with pytest.raises(ExportError, match=r"and this one has none\n.*trt-rtx builds here.*--defer"):
+        write_bundle(
+            make_model("plain"),
+            tmp_path / "b",
+            make_config("plain"),
+            requests=choose_requests(["onnx", "trt"], ["fp32"]),
+            progress=said.append,
+        )
+    assert not said
+
+
+def test_a_deferred_engine_waits_for_its_gpu_beside_one_that_runs_here(
+    make_model: MakeModel, make_config: MakeConfig, clips: list[Batch], tmp_path: Path
+) -> None:
+    requests = choose_requests(["trt", "onnx"], ["fp16"])
+    options = Options(threads=1, defer=True)
+    bundle = write_bundle(make_model("plain"), tmp_path / "b", make_config("plain"), "text", requests, options)
+    deferred, here = bundle.manifest.of_encoder("text")
+    assert deferred.deferred and deferred.files[0].file.endswith(".build.json")
+    assert deferred.files[1:] == here.files  # one graph serves both
+    used = Bundle(bundle.path, threads=1)
+    if used.entry("text").engine == "onnxruntime":
+        assert used.encode(clips[0], "text").shape == (5, 8)
+
+
 def test_a_checkpoint_has_no_engines(experiment: Callable[..., Config], tmp_path: Path) -> None:
     from eao.training.run import run_training
 
