@@ -17,6 +17,7 @@ from eao.bench.report import BenchReport
 from eao.config import Config, ModelConfig
 from eao.export.build import Options, choose_requests
 from eao.export.bundle import write_bundle
+from eao.export.engines import OFFERED, engine_name
 from eao.export.parity_report import BundleParity
 from eao.model import Batch, EverythingAtOnce, build_model
 
@@ -54,13 +55,15 @@ def run(
         config: the model; the published one by default.
         encoders: "all", or names.
         engines: those whose package is not installed are left out.
-        precisions: likewise.
+        precisions: likewise, and those that none of the engines takes.
         seconds: of each engine at each size.
     """
     torch.manual_seed(0)
     model = build_model(config or ModelConfig()).eval()
     assert isinstance(model, EverythingAtOnce)
-    requests = choose_requests(*(list(filter(_installed, names)) for names in (engines, precisions)))
+    named = [engine_name(name) for name in engines if _installed(engine_name(name))]
+    taken = [p for p in precisions if _installed(p) and any(p in OFFERED[name] for name in named)]
+    requests = choose_requests(named, taken)
     with tempfile.TemporaryDirectory(prefix="eao-published-") as folder:
         written = write_bundle(
             model,

@@ -13,7 +13,7 @@ from eao.bench.report import TORCH, BenchReport, Entry
 from eao.config import Config
 from eao.errors import ExportError
 from eao.export.encoders import Model
-from eao.export.engines import ENGINES, OFFERED, unusable
+from eao.export.engines import ENGINES, OFFERED, engine_name, unusable
 from eao.export.manifest import engine_key, load_manifest
 from eao.export.page import Table
 from eao.export.parity import ParityReport
@@ -91,13 +91,21 @@ class Recommendation(pydantic.BaseModel):
         return Table(("encoder", "engine", "precision", "p95 ms", "speed-up", "R@10 lost", ""), rows)
 
 
-def runnable_engines(device: str = "cpu") -> tuple[list[str], list[str]]:
-    """The engines that run on this machine, and the precisions of at least one of them."""
-    found = {
-        engine: [p for p in OFFERED[engine] if unusable(engine, device, p) is None and _makes(p)] for engine in ENGINES
-    }
-    engines = [engine for engine, precisions in found.items() if precisions]
-    return engines, list(dict.fromkeys(p for engine in engines for p in found[engine]))
+def runnable_engines(
+    engines: Sequence[str] = (), precisions: Sequence[str] = (), device: str = "cpu"
+) -> tuple[list[str], list[str]]:
+    """The engines that run on this machine, and the precisions of at least one of them.
+
+    Args:
+        engines: names, long or short; by default all that run here.
+        precisions: by default all that the engines offer and this machine can make.
+        device: "cpu" or "cuda".
+    """
+    names = [engine_name(name) for name in engines] or [
+        engine for engine in ENGINES if unusable(engine, device) is None
+    ]
+    offered = [p for e in names for p in OFFERED[e] if unusable(e, device, p) is None and _makes(p)]
+    return names, list(precisions) or list(dict.fromkeys(offered))
 
 
 def recommend_engines(
@@ -196,7 +204,8 @@ def _objection(
     if failures := parity.failures(candidate.encoder):
         return f"fails parity: {failures[0]}"
     if candidate.latency_ms is None:
-        return f"does not run here: {skipped.get(parity.name, 'it was not measured')}"
+        reason = skipped.get(candidate.key) or skipped.get(parity.name, "it was not measured")
+        return f"does not run here: {reason}"
     drop = candidate.recall_drop
     if limits.recall_drop is not None and (drop is None or drop > limits.recall_drop):
         return "recall was not compared" if drop is None else f"loses {drop:.2f} points of R@10"

@@ -86,6 +86,10 @@ def choose_requests(engines: Sequence[str], precisions: Sequence[str]) -> tuple[
     """
     chosen = []
     names = [engine_name(name) for name in engines]
+    if not names:
+        raise ExportError("no engine was named", f"choose from {', '.join(OFFERED)}")
+    if not precisions:
+        raise ExportError("no precision was named", f"choose from {', '.join(PRECISIONS)}")
     for precision in precisions:
         if precision not in PRECISIONS:
             raise ExportError(f"there is no precision {precision!r}", f"choose from {', '.join(PRECISIONS)}")
@@ -97,8 +101,6 @@ def choose_requests(engines: Sequence[str], precisions: Sequence[str]) -> tuple[
             )
     for name in names:
         chosen += [Request(name, precision) for precision in precisions if precision in OFFERED[name]]
-    if not chosen:
-        raise ExportError("no engine was named", f"choose from {', '.join(OFFERED)}")
     return tuple(dict.fromkeys(chosen))
 
 
@@ -172,7 +174,7 @@ class EncoderBuild:
         if not found:
             raise ExportError(
                 f"int8 and fp8 engines of {self.encoder} need clips to choose their ranges from",
-                "give data.test.features=FOLDER data.test.captions=FILE",
+                "give data.test.features=FOLDER data.test.captions=FILE, or name a data set: --calibration-split",
             )
         return found
 
@@ -268,6 +270,7 @@ class EncoderBuild:
     def _tensorrt(self, request: Request, graph: Path) -> tuple[tuple[Path, ...], dict[str, object]]:
         from eao.export.tensorrt.api import targets_for
         from eao.export.tensorrt.builder import build
+        from eao.export.tensorrt.cache import engine_cache
         from eao.export.tensorrt.deferred import defer_build
         from eao.export.tensorrt.request import BuildRequest
 
@@ -287,4 +290,8 @@ class EncoderBuild:
             _, *external = files = with_weights(graph)
             return (defer_build(graph, wanted, external), *files), {**facts, "deferred": True}
         out = self.folder / f"{self.encoder}.{request.engine}.{request.precision}.engine"
-        return (build(graph, out, wanted).path,), facts
+        # Not beside the engine: an export that fails takes its folder with it.
+        log = engine_cache() / "logs" / f"{out.name}.log"
+        built = build(graph, out, wanted, log=log)
+        log.unlink(missing_ok=True)
+        return (built.path,), facts

@@ -68,6 +68,7 @@ def write_bundle(
     bisect: bool = False,
     progress: Progress | None = None,
     stages: Sequence[str] = (),
+    name: str = "",
 ) -> WrittenBundle:
     """Compile encoders into a bundle, after proving that each engine agrees with the model.
 
@@ -88,6 +89,7 @@ def write_bundle(
         bisect: find the first layer that leaves tolerance in each graph that fails.
         progress: called with a line before each step.
         stages: parts of the model to be written beside the encoders; see `choose_stages`.
+        name: of the source, for the manifest; by default that of the checkpoint.
 
     Raises:
         ExportError: an unknown encoder or stage, a failed trace, or an `out` that is no bundle.
@@ -100,7 +102,8 @@ def write_bundle(
     """
     out = Path(out)
     options = options or Options()
-    model, config, name = _load(source, config)
+    model, config, found = _load(source, config)
+    name = name or found
     chosen, parts = choose_encoders(model, encoders), choose_stages(model, stages)
     check_target(out)
     check_makers(requests, options)

@@ -10,6 +10,7 @@ from typing import Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from eao import probes
 from eao.errors import ExportError
 from eao.export.encoders import InputSpec
 from eao.export.manifest import EngineEntry, EngineName, Precision
@@ -82,11 +83,9 @@ def unusable(engine: str, device: str = "cpu", precision: str = "fp32") -> str |
     """
     if importlib.util.find_spec(PACKAGES[engine]) is None:
         return f"the package {PACKAGES[engine]} is not installed"
-    if engine.startswith("tensorrt"):
-        import torch
-
-        if not torch.cuda.is_available():
-            return "it needs an NVIDIA GPU"
+    # The runner needs no torch, so that it does not matter whether this one was built for CUDA.
+    if engine.startswith("tensorrt") and not probes.has_nvidia_device():
+        return "it needs an NVIDIA GPU"
     if engine == "onnxruntime" and precision == "bf16" and device == "cpu":
         return "onnxruntime has no bfloat16 products on the CPU"
     if engine == "openvino" and device != "cpu":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -40,7 +41,7 @@ class OpenVINOSession:
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
-        ov = _import_openvino("running an OpenVINO engine")
+        core = openvino_core("running an OpenVINO engine")
         if not Path(path).is_file():
             raise ExportError(f"{path} does not exist", "export the bundle again")
         properties: dict[str, Any] = {
@@ -50,7 +51,7 @@ class OpenVINOSession:
             "INFERENCE_NUM_THREADS": threads or os.cpu_count() or 1,
         }
         try:
-            self._compiled = ov.Core().compile_model(str(path), "CPU", properties)
+            self._compiled = core.compile_model(str(path), "CPU", properties)
         except Exception as error:  # RuntimeError and others, by version
             raise ExportError(
                 f"OpenVINO cannot load {path}: {' '.join(str(error).split())[:300]}", "export the bundle again"
@@ -79,8 +80,8 @@ def quantize_weights(graph: str | Path, out: Path) -> tuple[Path, ...]:
     Raises:
         MissingDependencyError: OpenVINO or NNCF is not installed.
     """
-    ov, nncf = _import_openvino("int8 weights"), _import_nncf("int8 weights")
-    model = ov.Core().read_model(str(graph))
+    core, nncf = openvino_core("int8 weights"), _import_nncf("int8 weights")
+    model = core.read_model(str(graph))
     with _quiet():
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
     return _save(model, out)
@@ -101,14 +102,37 @@ def quantize_post_training(graph: str | Path, out: Path, samples: Iterable[Mappi
         ExportError: no samples.
         MissingDependencyError: OpenVINO or NNCF is not installed.
     """
-    ov, nncf = _import_openvino("int8-nncf"), _import_nncf("int8-nncf")
+    core, nncf = openvino_core("int8-nncf"), _import_nncf("int8-nncf")
     found = [dict(sample) for sample in samples][:CALIBRATION_SAMPLES]
     if not found:
         raise ExportError("int8-nncf needs clips to calibrate with", "give data.test.features and data.test.captions")
-    model = ov.Core().read_model(str(graph))
+    model = core.read_model(str(graph))
     with _quiet():
         model = nncf.quantize(model, nncf.Dataset(found), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(found))
     return _save(model, out)
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    import openvino
+
+    return openvino.Core()
+
+
+def openvino_core(purpose: str) -> openvino.Core:
+    """OpenVINO's runtime, one for the process and never given up.
+
+    Its CPU plugin gives the calling thread another stack for signal handlers, and unmaps that when the last runtime
+    goes: the next signal that Python handles would end the process (2026.4).
+
+    Args:
+        purpose: what for, in the message where it is not installed.
+
+    Raises:
+        MissingDependencyError: OpenVINO is not installed.
+    """
+    _import_openvino(purpose)
+    return _core()
 
 
 def _save(model: openvino.Model, out: Path) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pydantic
 from numpy.typing import NDArray
 
@@ -70,12 +71,14 @@ class ParityReport(pydantic.BaseModel):
 
     Attributes:
         thresholds: the limits it was held to, by figure; see `Thresholds`.
+        simulated: the engine cannot run on the machine that made it, and its graph in onnxruntime was compared.
         divergences: encoder -> errors by layer, where they were looked for.
     """
 
     engine: str
     precision: str
     thresholds: dict[str, float]
+    simulated: bool = False
     encoders: dict[str, EncoderParity] = {}
     rankings: list[RankingParity] = []
     divergences: dict[str, Divergence] = {}
@@ -219,7 +222,7 @@ def bisect_encoder(
     report: ParityReport,
     encoder: str,
     fp32_graph: str | Path,
-    graph: str | Path,
+    graph: str | Path | onnx.ModelProto,
     threads: int | None = None,
 ) -> Divergence:
     """Find the first layer of an engine's graph that leaves tolerance, on the clip that it embeds worst.

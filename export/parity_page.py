@@ -8,7 +8,7 @@ from html import escape
 from eao.export.page import Table, html_details, html_list, html_page, html_table
 from eao.export.parity import ParityReport
 from eao.export.parity_plots import cosine_plot, layer_plot, ranking_plot
-from eao.export.parity_report import RANKING_NOTE, BundleParity, nines
+from eao.export.parity_report import RANKING_NOTE, SIMULATED_NOTE, BundleParity, nines
 
 
 def render_page(parity: BundleParity) -> str:
@@ -32,9 +32,8 @@ def _body(parity: BundleParity) -> Iterator[str]:
     yield html_table(parity.embedding_table())
     yield "<h3>Thresholds</h3>"
     yield html_table(parity.threshold_table())
-    if parity.unmeasured:
-        yield "<h3>Not measured here</h3>"
-        yield html_list([f"{name}: {reason}" for name, reason in parity.unmeasured.items()])
+    if any(report.simulated for report in parity.reports):
+        yield f"<p>{escape(SIMULATED_NOTE)}</p>"
     yield from _rankings(parity)
     yield "<h2>Cosines by case</h2>"
     for report in parity.reports:

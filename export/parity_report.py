@@ -22,6 +22,10 @@ PARITY_HTML = "parity.html"
 PARITY_FILES = (PARITY_JSON, PARITY_MARKDOWN, PARITY_HTML)
 
 _CASES = "Embeddings at many batch sizes, lengths and masks, with modalities missing for some clips,"
+SIMULATED_NOTE = (
+    "Where `its graph` holds, the engine cannot run on the machine that made it: the figures are those of the graph it "
+    "was made from, in onnxruntime on the CPU."
+)
 RANKING_NOTE = (
     "Rankings of the real clips, the worst of all tasks: percentage points by which a recall lies outside what ties of "
     "the model allow, median rank less the model's, queries with the same ten best items, share of these items, and "
@@ -34,7 +38,6 @@ class BundleParity(pydantic.BaseModel):
 
     Attributes:
         reports: one for each engine and precision.
-        unmeasured: what could not be run here -> why, for example "tensorrt-rtx int8" -> "needs a GPU".
         clips: how many real clips rankings were compared on, and cases were filled with; 0 without a data set.
         versions: of the packages that took part.
 
@@ -44,7 +47,6 @@ class BundleParity(pydantic.BaseModel):
     """
 
     reports: list[ParityReport]
-    unmeasured: dict[str, str] = {}
     clips: int = 0
     versions: dict[str, str] = {}
 
@@ -78,9 +80,8 @@ class BundleParity(pydantic.BaseModel):
         if any(report.rankings for report in self.reports):
             lines += ["", RANKING_NOTE, "", self.ranking_table().to_markdown()]
             lines += ["", "R@10 by task:", "", self.recall_table().to_markdown()]
-        if self.unmeasured:
-            lines += ["", "Not measured here:", ""]
-            lines += [f"- {name}: {reason}" for name, reason in self.unmeasured.items()]
+        if any(report.simulated for report in self.reports):
+            lines += ["", SIMULATED_NOTE]
         if self.versions:
             lines += ["", f"Measured with {', '.join(f'{k} {v}' for k, v in self.versions.items())}."]
         return "\n".join(lines) + "\n"
@@ -150,7 +151,7 @@ class BundleParity(pydantic.BaseModel):
             for name, parity in report.encoders.items():
                 f = parity.figures
                 cosines = (f.cosine_min, f.cosine_p1, f.cosine_mean, parity.batch_invariance)
-                verdict = "[x] no" if report.failures(name) else "yes"
+                verdict = "[x] no" if report.failures(name) else "its graph" if report.simulated else "yes"
                 numbers = (str(len(parity.cases)), f"{f.max_abs:.2g}", f"{f.mean_abs:.2g}", *map(nines, cosines))
                 rows.append((report.engine, report.precision, name, *numbers, verdict))
         return Table(header, rows)

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 from numpy.typing import NDArray
 
-from eao.export.build import GRAPH_OF, EncoderBuild, Options, Request
+from eao.export.build import GRAPH_OF, SIMULATED, EncoderBuild, Options, Request
 from eao.export.cases import Limits
 from eao.export.encoders import input_specs
 from eao.export.engines import open_engine, unusable
 from eao.export.manifest import EngineEntry, ParitySummary
 from eao.export.parity import ParityReport, bisect_encoder, measure_parity
+from eao.export.precision import simulate
 from eao.export.reference import Reference
 from eao.export.runtime import batch_feeds
 from eao.export.thresholds import Thresholds
@@ -115,6 +117,7 @@ class Prover:
         report = measure_parity(
             self.reference, encode, list(made), request.precision, request.engine, self.thresholds, self.say
         )
+        report.simulated = simulated
         entries = (
             entry.model_copy(update={"parity": _summary(report, encoder, simulated)}) for encoder, entry in made.items()
         )
@@ -122,10 +125,15 @@ class Prover:
 
     def _bisect(self, report: ParityReport) -> None:
         for encoder, build in self.builds.items():
-            if report.failures(encoder):
+            # An fp32 graph would be compared with itself.
+            if report.failures(encoder) and report.precision != "fp32":
                 self.say(f"{report.name}: where {encoder} diverges")
-                graphs = build.graph("fp32"), build.graph(report.precision)
-                bisect_encoder(self.reference, report, encoder, *graphs, threads=self.options.threads)
+                graph: Path | onnx.ModelProto = build.graph(report.precision)
+                if report.precision in SIMULATED:
+                    graph = simulate(onnx.load(graph))
+                bisect_encoder(
+                    self.reference, report, encoder, build.graph("fp32"), graph, threads=self.options.threads
+                )
 
     def _share_weights(self, precision: str, others: Sequence[Path]) -> None:
         """Bring the weights of all graphs of a precision into one file."""
@@ -146,10 +154,11 @@ def engine_limits(requests: Iterable[Request], builds: Iterable[EncoderBuild]) -
     if all(not r.engine.startswith("tensorrt") or unusable(r.engine, precision=r.precision) for r in requests):
         return None
     limits: dict[str, tuple[int, int]] = {}
-    for profile in (profile for build in builds for profile in build.profiles()):
-        for axis, sizes in profile.items():
+    for build in builds:
+        # Of several profiles the widest: between two of them there may be sizes that none takes.
+        for axis, sizes in max(build.profiles(), key=lambda profile: profile["batch"].max).items():
             least, most = limits.get(axis, (sizes.min, sizes.max))
-            limits[axis] = min(least, sizes.min), max(most, sizes.max)
+            limits[axis] = max(least, sizes.min), min(most, sizes.max)
     return limits
 
 

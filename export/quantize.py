@@ -84,13 +84,15 @@ class Quantizer:
         return _Quantizing(self.model, self.ranges, keep, self.kind, self._weights).run()
 
 
-def quantizable_nodes(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The names of the nodes that `to_int8` quantises, in the order of the graph."""
+def quantizable_nodes(model: onnx.ModelProto, kind: str = "int8") -> tuple[str, ...]:
+    """The names of the nodes that are quantised in "int8" or "fp8", in the order of the graph."""
     stored, makers = initializers(model), producers(model)
     return tuple(
         node.name
         for node in model.graph.node
-        if _is_quantizable(node, stored) and not (node.op_type == "Conv" and reads_input(node, model, makers))
+        if node.op_type in _FORMATS[kind].operators
+        and _is_quantizable(node, stored)
+        and not (node.op_type == "Conv" and reads_input(node, model, makers))
     )
 
 

@@ -86,7 +86,7 @@ class QuantizedGraph:
 
         def ranking() -> list[Sensitivity]:
             if self._ranking is None:
-                nodes, few = quantizable_nodes(model), slice(RANKERS)
+                nodes, few = quantizable_nodes(model, self.kind), slice(RANKERS)
                 self._ranking = find_sensitive(runnable, nodes, judges[few], expected[few], self.threads)
             return self._ranking
 

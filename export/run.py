@@ -134,7 +134,7 @@ def _row(report: ParityReport, encoder: str) -> dict[str, str]:
         "max abs": f"{measured.figures.max_abs:.1e}",
         "alone / in a batch": f"{measured.batch_invariance:.6f}",
         "top-10 kept": f"{100 * min(ranked):.1f} %" if ranked else "",
-        "": "[x]" if report.failures(encoder) else "ok",
+        "": "[x]" if report.failures(encoder) else "its graph" if report.simulated else "ok",
     }
 
 
@@ -170,7 +170,10 @@ def _finished(
 ) -> Manifest | None:
     if not (target / MANIFEST_FILE).is_file():
         return None
-    manifest = load_manifest(target)
+    try:
+        manifest = load_manifest(target)
+    except ExportError:  # of an older version, or damaged
+        return None
     wanted = {engine_key(encoder, r.engine, r.precision) for encoder in chosen for r in requests}
     same = manifest.model_sha256 == embedder.model_hash
     complete = wanted <= set(manifest.engines) and set(stages) <= set(manifest.stages)

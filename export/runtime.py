@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eao.config import Config, load_config, override_config
+from eao.config import Config, load_config
 from eao.errors import ConfigError, DataError, ExportError
 from eao.export.encoders import Axis, InputSpec
 from eao.export.engines import OnnxSession, Session, engine_name, open_engine, unusable
@@ -223,7 +223,8 @@ def _with_text(config: Config, folder: Path) -> Config:
     path = config.data.text.path
     if path is None or Path(path).is_absolute() or Path(path).parts[:1] != (TEXT_FOLDER,):
         return config
-    return override_config(config, [f"data.text.path={folder.absolute() / path}"])
+    text = config.data.text.model_copy(update={"path": str(folder.absolute() / path)})
+    return config.model_copy(update={"data": config.data.model_copy(update={"text": text})})
 
 
 def batch_feeds(batch: Batch, specs: tuple[InputSpec, ...], encoder: str) -> dict[str, NDArray]:

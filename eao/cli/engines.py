@@ -36,6 +36,9 @@ def export(
     ] = None,
     defer: Annotated[bool, typer.Option(help="Build TensorRT engines on first use on the target.")] = False,
     calibration: Annotated[str, typer.Option(help="Of int8 and fp8: minmax, percentile or entropy.")] = "minmax",
+    calibration_split: Annotated[
+        str, typer.Option(help="Data set of the configuration that ranges are chosen from, such as test.")
+    ] = "train",
     threshold: Annotated[
         list[str] | None, typer.Option(help="Change a limit of parity, such as int8.cosine=0.985.")
     ] = None,
@@ -77,9 +80,13 @@ def export(
     if choose:
         from eao.bench.recommend import runnable_engines
 
-        runnable = runnable_engines()
-        engines, precisions = split_names(engine) or runnable[0], split_names(precision) or runnable[1]
+        engines, precisions = runnable_engines(split_names(engine), split_names(precision))
     source = load(model, device="cpu", overrides=overrides or [])
+    if choose and not precision and source.config.data.train is None and source.config.data.test is None:
+        from eao.export.build import CALIBRATED
+
+        # Without clips there is nothing to choose ranges from.
+        precisions = [name for name in precisions if name not in CALIBRATED]
     profiles = {
         "batch": batch,
         "text_tokens": text_tokens,
@@ -102,6 +109,7 @@ def export(
             targets=tuple(split_names(target)),
         ),
         split=split,
+        calibration_split=calibration_split,
         thresholds=threshold or (),
         bisect=bisect,
         dry_run=dry_run,
@@ -165,6 +173,8 @@ def bench(
         before, after = overrides or []
         values = run_comparison(before, after, quiet=as_json)
     elif target in SUITES and not Path(target).exists():
+        if dry_run:
+            raise typer.BadParameter(f"there is no --dry-run of the benchmark {target}")
         names = {"encoders": encoder, "engines": engine, "precisions": precision} if target == "engines" else {}
         choices = {what: split_names(given) for what, given in names.items() if given}
         values = run_suite(target, output, docs, quiet=as_json, **choices)

@@ -99,7 +99,7 @@ class CudaPython:
         self._device = device
         try:
             count = self._check("cudaGetDeviceCount", *runtime.cudaGetDeviceCount())
-        except RuntimeError as error:  # the runtime library itself does not load
+        except (ExportError, RuntimeError) as error:  # no driver, or the runtime library itself does not load
             raise _no_device(device, str(error)) from None
         if device >= count:
             raise _no_device(device, f"{count} found")

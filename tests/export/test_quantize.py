@@ -14,6 +14,7 @@ from eao.errors import ExportError
 from eao.export.calibration import Range, collect
 from eao.export.cases import parity_cases
 from eao.export.encoders import Model, input_specs
+from eao.export.openvino import openvino_core
 from eao.export.parity import compare, encoder_parity
 from eao.export.precision import simulate, to_half
 from eao.export.quantize import calibrated_tensors, quantizable_nodes, to_fp8, to_int8
@@ -80,11 +81,11 @@ def test_fp8_keeps_parity_within_its_three_bits(
 def test_openvino_gives_what_onnxruntime_gives(
     make_model: MakeModel, make_graph: MakeGraph, calibrated: Callable, tmp_path: Path, case: tuple[str, str]
 ) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     graph, model = to_int8(onnx.load(make_graph(*case)), calibrated(*case)), make_model(case[0])
     encode = encode_with(graph, model, case[1], tmp_path)
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
-    compiled = openvino.Core().compile_model(str(tmp_path / "graph.onnx"), "CPU", config)
+    compiled = openvino_core("tests").compile_model(str(tmp_path / "graph.onnx"), "CPU", config)
     for example in parity_cases(model, case[1], seed=1):
         feeds = batch_feeds(example.batch, input_specs(model, case[1]), case[1])
         # Now and then a number lies between two levels, and the runtimes round it apart, which shows in few channels.

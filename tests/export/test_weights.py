@@ -10,6 +10,7 @@ import pytest
 
 from eao.errors import ExportError
 from eao.export.encoders import Model
+from eao.export.openvino import openvino_core
 from eao.export.session import open_session
 from eao.export.weights import PAGE, WeightFile, external_files, share
 
@@ -92,12 +93,12 @@ def test_small_tensors_stay_in_the_graph(tmp_path: Path, make_graph: Callable[[s
 
 
 def test_openvino_reads_shared_weights(tmp_path: Path, matrices: list[np.ndarray]) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     a, b, _ = matrices
     onnx.save(product(a, b), tmp_path / "g.onnx")
     share(tmp_path, ["g.onnx"])
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
-    compiled = openvino.Core().compile_model(str(tmp_path / "g.onnx"), "CPU", config)
+    compiled = openvino_core("tests").compile_model(str(tmp_path / "g.onnx"), "CPU", config)
     np.testing.assert_allclose(compiled({"x": np.eye(SIZE, dtype=np.float32)})[0], a @ b, atol=1e-4)
 
 
