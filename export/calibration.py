@@ -129,7 +129,8 @@ class Histogram:
         while largest > self.top:
             self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2, np.int64)])
             self.top *= 2
-        self.counts += np.histogram(magnitudes, BINS, (0, self.top))[0]
+        # In double precision, since bins may be narrower than the smallest float32.
+        self.counts += np.histogram(magnitudes.astype(np.float64), BINS, (0, self.top))[0]
 
     def range(self, method: Method) -> Range:
         """What a method makes of the counts."""

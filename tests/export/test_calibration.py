@@ -55,7 +55,12 @@ def test_a_tensor_of_zeros_has_the_range_zero(doubling: Path, method: Callable) 
     assert collect(doubling, [{"x": np.zeros((2, 3), np.float32)}], ["y"], method)["y"] == Range(0, 0)
 
 
-@given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=30), min_size=1, max_size=6))
+# No subnormal numbers: runtimes have the processor take them for zero.
+@given(
+    st.lists(
+        st.lists(st.floats(-1e6, 1e6, width=32, allow_subnormal=False), min_size=1, max_size=30), min_size=1, max_size=6
+    )
+)
 @settings(max_examples=60, deadline=None)
 def test_merging_bins_loses_no_value_whatever_the_order_of_scales(batches: list[list[float]]) -> None:
     histogram = Histogram()
