@@ -224,6 +224,9 @@ def test_engines_cannot_be_called(embedder: Embedder) -> None:
         def encode(self, batch: Batch, encoder: str) -> np.ndarray:
             return embedder.backend.encode(batch, encoder)
 
+        def check_text(self) -> None:
+            pass
+
     engines = Embedder(Engines())
     np.testing.assert_array_equal(engines.embed(text="red"), embedder.embed(text="red"))
     with pytest.raises(ConfigError, match="engines"):

@@ -88,7 +88,8 @@ def job(processes):
     ended = together(job)
     assert [code for code, _, _ in ended] == [2, 2]
     assert "no such file" in ended[failing][2]
-    assert ended[1 - failing][2] == ""
+    # The other may have a warning of torch's that the connection was closed.
+    assert "no such file" not in ended[1 - failing][2] and "Traceback" not in ended[1 - failing][2]
 
 
 @pytest.mark.parametrize("killed", [0, 1])
