@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, Protocol
 
 from rich.markdown import Markdown
 
+from eao.backend import TorchBackend
 from eao.bench.changes import compare_reports
 from eao.bench.docs import update_section
 from eao.bench.matrix import Options, bench_bundle, choose_engines
 from eao.bench.recommend import Limits, describe, recommend_engines
 from eao.bench.report import BenchReport
 from eao.console import err, out, print_table
-from eao.embedder import Embedder, TorchBackend
+from eao.embedder import Embedder
 from eao.errors import ConfigError
 from eao.export.drawing import require_matplotlib
 from eao.export.encoders import BATCH, Model

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from eao.backend import TorchBackend
 from eao.config import Config, load_config, override_config
-from eao.embedder import Embedder, TorchBackend
+from eao.embedder import Embedder
 from eao.errors import CheckpointError, ConfigError
 
 BUNDLE_MANIFEST = "manifest.json"

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from eao.backend import Backend, Floats, TorchBackend
 from eao.config import Config
 from eao.data.sampling import create_audio, create_video, crop_audio, video_rows
 from eao.errors import ConfigError, DataError
 from eao.evaluation.metrics import unit_norm
 from eao.model.batch import MODALITIES, Batch, encoder_modalities
-from eao.model.weights import hash_weights
 
 if TYPE_CHECKING:
     from eao.data.text import TextEncoder
@@ -31,67 +29,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Floats = NDArray[np.float32]
 CLIP_ENCODERS = ("video-audio", "video", "audio")
 """What can be said of a clip without words."""
 BATCH_SIZE = 16
 _MEL_BANDS = 40
-
-
-class Backend(Protocol):
-    """What computes embeddings. `TorchBackend` and `eao.export.runtime.Bundle` are backends."""
-
-    @property
-    def config(self) -> Config:
-        """The experiment the model comes from."""
-
-    @property
-    def encoders(self) -> tuple[str, ...]:
-        """The encoders it offers."""
-
-    def encode(self, batch: Batch, encoder: str) -> Floats:
-        """(B, E) float32, unit norm."""
-
-    def check_text(self) -> None:
-        """Refuse files of the text encoder that came with the model and were changed since."""
-
-
-class TorchBackend:
-    """The PyTorch model as a backend.
-
-    Args:
-        model: from `eao.model.build_model`; it is moved to `device`, and put into eval mode by every call.
-        config: the experiment.
-        device: where it runs.
-    """
-
-    def __init__(self, model: nn.Module, config: Config, device: str | torch.device = "cpu") -> None:
-        self.device = torch.device(device)
-        self.model = model.to(self.device)
-        self.config = config
-
-    @property
-    def encoders(self) -> tuple[str, ...]:
-        return tuple(self.model.encoders)  # type: ignore[arg-type]
-
-    def encode(self, batch: Batch, encoder: str) -> Floats:
-        """(B, E) float32, unit norm."""
-        return unit_norm(self.encode_raw(batch, [encoder])[encoder])
-
-    def check_text(self) -> None:
-        """A checkpoint brings no text encoder of its own."""
-
-    def encode_raw(self, batch: Batch, encoders: Sequence[str]) -> dict[str, Floats]:
-        """The model's own outputs, not normalised: encoder -> (B, E) float32. All are computed in one pass."""
-        self.model.eval()
-        with torch.no_grad():
-            outputs = self.model(batch.to(self.device), encoders)
-        return {encoder: x.float().cpu().numpy() for encoder, x in outputs.items()}
-
-    @functools.cached_property
-    def model_hash(self) -> str:
-        """SHA-256 of the weights, whatever file they came from."""
-        return hash_weights(self.model)
 
 
 @dataclass(frozen=True)

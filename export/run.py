@@ -7,12 +7,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from eao.backend import TorchBackend
 from eao.console import err, out, print_table
-from eao.embedder import Embedder, TorchBackend
+from eao.embedder import Embedder
 from eao.errors import ExportError
 from eao.evaluation.run import dataset_loader
-from eao.export.build import CALIBRATED, Options, Request, choose_requests
-from eao.export.bundle import WrittenBundle, choose_encoders, write_bundle
+from eao.export.build import CALIBRATED, Options, Request, check_makers, choose_requests
+from eao.export.bundle import WrittenBundle, check_target, choose_encoders, write_bundle
 from eao.export.manifest import MANIFEST_FILE, Manifest, engine_key, load_manifest
 from eao.export.parity import ParityReport
 from eao.export.parity_report import PARITY_MARKDOWN
@@ -71,6 +72,8 @@ def export_bundle(
     model = embedder.backend.model
     chosen = choose_encoders(model, list(encoders) if encoders else "all")  # type: ignore[arg-type]
     parts = choose_stages(model, stages)  # type: ignore[arg-type]
+    check_target(target)
+    check_makers(requests, options)
     if dry_run:
         return _describe(embedder.source, target, chosen, requests, options, parts, quiet)
     if reuse and (manifest := _finished(target, embedder, chosen, requests, parts)) is not None:
@@ -91,6 +94,7 @@ def export_bundle(
             bisect=bisect,
             progress=shown.update if shown is not None else None,
             stages=parts,
+            name=str(embedder.source),
         )
     if not quiet:
         print_parity(written)

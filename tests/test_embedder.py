@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import eao
+from eao.backend import TorchBackend
 from eao.config import Config, DataConfig, FeaturesConfig, ModelConfig, StreamConfig, TextConfig
-from eao.embedder import Embedder, TorchBackend
+from eao.embedder import Embedder
 from eao.errors import CheckpointError, ConfigError, DataError, MediaError
 from eao.features.extract import ClipFeatures
 from eao.model import Batch, build_model

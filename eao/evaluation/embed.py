@@ -13,7 +13,7 @@ from eao.evaluation.metrics import unit_norm
 from eao.model.batch import Batch, encoder_modalities
 
 if TYPE_CHECKING:
-    from eao.embedder import Backend
+    from eao.backend import Backend
 
 # n clips, E embedding
 

@@ -44,9 +44,9 @@ from eao.evaluation.metrics import similarity
 from eao.model.batch import Batch
 
 if TYPE_CHECKING:
+    from eao.backend import Backend
     from eao.data.item import Item
     from eao.data.text import TextEncoder
-    from eao.embedder import Backend
 
 # S segments, K steps in their order, C classes (steps with different texts)
 

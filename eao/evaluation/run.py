@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from eao.backend import Backend
 from eao.config import (
     ClipData,
     Config,
@@ -23,7 +24,7 @@ from eao.config import (
 from eao.data.datasets import open_dataset
 from eao.data.loader import Loader
 from eao.data.text import TextEncoder
-from eao.embedder import Backend, Embedder
+from eao.embedder import Embedder
 from eao.errors import ConfigError
 from eao.evaluation.confidence import Intervals, bootstrap
 from eao.evaluation.embed import embed_dataset

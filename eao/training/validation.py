@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from eao.backend import TorchBackend
 from eao.config import Config
 from eao.data.loader import Loader
-from eao.embedder import TorchBackend
 from eao.evaluation.metrics import Metrics
 from eao.evaluation.run import rank_backend
 from eao.model import Batch

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from eao.backend import TorchBackend
 from eao.config import Config, ModelConfig
-from eao.embedder import TorchBackend
 from eao.errors import ConfigError, DataError
 from eao.evaluation.embed import embed_dataset
 from eao.evaluation.metrics import evaluate, unit_norm

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eao.backend import TorchBackend
 from eao.config import Config, ModelConfig
 from eao.data.item import Item, stack
-from eao.embedder import TorchBackend
 from eao.errors import ConfigError, DataError
 from eao.evaluation.localization import (
     align_actions,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from eao.backend import TorchBackend
 from eao.config import Config, parse_config
-from eao.embedder import Embedder, TorchBackend
+from eao.embedder import Embedder
 from eao.errors import ConfigError
 from eao.evaluation.run import evaluate_model, published_beside
 from eao.model import build_model

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from eao.backend import TorchBackend
 from eao.config import Config, DataConfig, FeaturesConfig, ModelConfig, StreamConfig, TextConfig
-from eao.embedder import Embedder, TorchBackend
+from eao.embedder import Embedder
 from eao.features.extract import ClipFeatures, FeatureExtractor
 from eao.model import build_model
 
