@@ -56,35 +56,6 @@ class Latency(pydantic.BaseModel):
         )
 
 
-def measure(
-    function: Function,
-    *,
-    warmup_seconds: float = 0.5,
-    max_seconds: float = 3.0,
-    max_runs: int = 1000,
-    items: int = 1,
-) -> Latency:
-    """Call a function again and again and take the times.
-
-    Args:
-        function: what to measure; it must have finished its work when it returns (synchronise a GPU inside).
-        warmup_seconds: calls before the measurement; at least one is made unless it is 0.
-        max_seconds: when to stop; at least one call is measured.
-        max_runs: the most calls that are measured.
-        items: how many items (clips) one call handles, for the throughput.
-
-    Example:
-        >>> measure(lambda: sum(range(100)), warmup_seconds=0, max_runs=5).runs
-        5
-    """
-    _warm_up(function, warmup_seconds)
-    times: list[float] = []
-    end = time.perf_counter() + max_seconds
-    while not times or (len(times) < max_runs and time.perf_counter() < end):
-        times.append(_time(function))
-    return Latency.of(times, items)
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Several functions measured in turns.

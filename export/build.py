@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eao.config import Config
 from eao.errors import ExportError, missing_dependency
-from eao.export.calibration import Method
+from eao.export.calibration import METHODS, Method
 from eao.export.encoders import Model, input_specs
 from eao.export.engines import OFFERED, PRECISIONS, OnnxSession, Session, engine_name
 from eao.export.manifest import EngineEntry, FileEntry
@@ -27,6 +27,7 @@ from eao.files import atomic_path
 
 if TYPE_CHECKING:
     from eao.export.tensorrt.profiles import Profile
+    from eao.export.tensorrt.request import BuildRequest
 
 Feeds = Sequence[Mapping[str, NDArray]]
 
@@ -59,6 +60,10 @@ class Options:
         targets: compute capabilities that TensorRT-RTX engines are built for; by default all that it offers.
         profiles: by axis, "minimum:optimum:maximum" of TensorRT engines; axes left out get those of the experiment.
         defer: store what TensorRT needs, and build the engine on first use on the target.
+        version_compatible, hardware_compatible: of TensorRT engines; see `eao.export.tensorrt.request.BuildRequest`.
+
+    Raises:
+        ExportError: an unknown way to calibrate.
     """
 
     opset: int = OPSET
@@ -68,6 +73,12 @@ class Options:
     targets: tuple[str, ...] = ()
     profiles: Mapping[str, str] | None = None
     defer: bool = False
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+    def __post_init__(self) -> None:
+        if self.calibration not in METHODS:
+            raise ExportError(f"unknown calibration method {self.calibration!r}", f"choose one of {', '.join(METHODS)}")
 
 
 def choose_requests(engines: Sequence[str], precisions: Sequence[str]) -> tuple[Request, ...]:
@@ -156,6 +167,7 @@ class EncoderBuild:
         self._samples = samples
         self._graphs: dict[str, Path] = {}
         self._quantized: dict[str, QuantizedGraph] = {}
+        self._built: dict[Request, Path] = {}
 
     @cached_property
     def exported(self) -> ExportedGraph:
@@ -192,7 +204,20 @@ class EncoderBuild:
         if precision not in self._quantized or not self._quantized[precision].tighten():
             return False
         self._graphs[precision] = self._convert(precision)
+        self._built = {request: built for request, built in self._built.items() if request.precision != precision}
         return True
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse what cannot be made, before any work is done.
+
+        Raises:
+            ExportError: TensorRT's sizes, targets or flags do not fit, or there are no clips to choose ranges from.
+        """
+        for request in requests:
+            if request.engine.startswith("tensorrt"):
+                self._build_request(request).check()
+            if request.precision in CALIBRATED:
+                _ = self.samples
 
     def make(self, request: Request) -> EngineEntry:
         """Make an engine, with its files in the folder.
@@ -267,31 +292,46 @@ class EncoderBuild:
             return quantize_weights(graph, out)
         return quantize_post_training(graph, out, self.samples)
 
-    def _tensorrt(self, request: Request, graph: Path) -> tuple[tuple[Path, ...], dict[str, object]]:
+    def _build_request(self, request: Request) -> BuildRequest:
         from eao.export.tensorrt.api import targets_for
-        from eao.export.tensorrt.builder import build
-        from eao.export.tensorrt.cache import engine_cache
-        from eao.export.tensorrt.deferred import defer_build
         from eao.export.tensorrt.request import BuildRequest
 
-        profiles = self.profiles()
-        targets: tuple[str, ...] = ()
-        if request.engine == "tensorrt-rtx":
-            targets = self.options.targets or targets_for(request.precision)
-        wanted = BuildRequest(flavour=request.engine, profiles=profiles, targets=targets)  # type: ignore[arg-type]
+        is_rtx = request.engine == "tensorrt-rtx"
+        return BuildRequest(
+            flavour=request.engine,  # type: ignore[arg-type]
+            profiles=self.profiles(),
+            targets=(self.options.targets or targets_for(request.precision)) if is_rtx else (),
+            version_compatible=self.options.version_compatible and not is_rtx,
+            hardware_compatible=self.options.hardware_compatible and not is_rtx,
+        )
+
+    def _tensorrt(self, request: Request, graph: Path) -> tuple[tuple[Path, ...], dict[str, object]]:
+        from eao.export.tensorrt.deferred import defer_build
+
+        wanted = self._build_request(request)
         facts: dict[str, object] = {
             "targets": wanted.targets,
             "profiles": [
                 {axis: {"minimum": r.min, "optimum": r.opt, "maximum": r.max} for axis, r in profile.items()}
-                for profile in profiles
+                for profile in wanted.profiles
             ],
+            "version_compatible": wanted.version_compatible,
         }
         if self.options.defer:
             _, *external = files = with_weights(graph)
             return (defer_build(graph, wanted, external), *files), {**facts, "deferred": True}
+        if request not in self._built:
+            self._built[request] = self._compile(request, graph, wanted)
+        return (self._built[request],), facts
+
+    def _compile(self, request: Request, graph: Path, wanted: BuildRequest) -> Path:
+        from eao.export.tensorrt.builder import build
+        from eao.export.tensorrt.cache import engine_cache
+
         out = self.folder / f"{self.encoder}.{request.engine}.{request.precision}.engine"
         # Not beside the engine: an export that fails takes its folder with it.
         log = engine_cache() / "logs" / f"{out.name}.log"
-        built = build(graph, out, wanted, log=log)
+        timing = engine_cache() / "timing.cache" if request.engine == "tensorrt" else None
+        built = build(graph, out, wanted, timing, log=log)
         log.unlink(missing_ok=True)
-        return (built.path,), facts
+        return built.path

@@ -25,7 +25,7 @@ from eao.export.onnx import OUTPUT
 from eao.export.parity_report import PARITY_FILES, PARITY_JSON, BundleParity
 from eao.export.prove import Proven, Prover, engine_limits
 from eao.export.reference import Reference
-from eao.export.samples import Samples
+from eao.export.samples import Samples, first_clips
 from eao.export.stages import ExportedStage, choose_stages, export_stage
 from eao.export.text_files import copy_text_files, link_or_copy
 from eao.export.thresholds import THRESHOLDS, Thresholds
@@ -34,6 +34,10 @@ from eao.model import Batch, encoder_modalities
 from eao.model.weights import hash_weights
 
 FP32 = (Request("onnxruntime", "fp32"),)
+RANKED_CLIPS = 5000
+"""Real clips that rankings are compared on, at most: the first of the data set."""
+_SHOWN = 5
+"""Figures in an error; the report has all."""
 
 Progress = Callable[[str], None]
 
@@ -112,8 +116,10 @@ def write_bundle(
     with atomic_path(out) as folder:
         folder.mkdir()
         builds = {encoder: EncoderBuild(model, config, encoder, folder, options, samples.feeds) for encoder in chosen}
+        for build in builds.values():
+            build.check(requests)
         limits = engine_limits(requests, builds.values())
-        reference = Reference(model, tuple(batches), limits, chosen, progress)
+        reference = Reference(model, first_clips(batches, RANKED_CLIPS), limits, chosen, progress)
         written = []
         for stage in parts:
             say(f"stage {stage}")
@@ -125,8 +131,8 @@ def write_bundle(
             names = [request.engine for request in requests if request.precision == precision]
             # Stages hold the same weights as the float32 encoders.
             others = [stage.path for stage in written] if precision == "fp32" else []
-            for name, one in zip(names, prover.prove(names, precision, others), strict=True):
-                proven[Request(name, precision)] = one
+            for engine, one in zip(names, prover.prove(names, precision, others), strict=True):
+                proven[Request(engine, precision)] = one
         reports = [proven[request].report for request in requests]
         engines = {entry.key: entry for request in requests for entry in proven[request].entries}
         parity = BundleParity(reports=reports, clips=sum(map(len, reference.batches)), versions=versions())
@@ -134,13 +140,9 @@ def write_bundle(
         passed = {key: entry for key, entry in engines.items() if entry.parity is not None and entry.parity.passed}
         failing = [entry for key, entry in engines.items() if key not in passed]
         failed = _keep_evidence(folder, out, failing) if failing else None
-        if any(all(entry.encoder != encoder for entry in passed.values()) for encoder in chosen):
-            lines = parity.failures()
-            more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-            raise ParityError(
-                f"the engines fail parity: {lines[0]}{more}",
-                f"graphs and figures are in {failed}; nothing else was written",
-            )
+        without = [encoder for encoder in chosen if all(entry.encoder != encoder for entry in passed.values())]
+        if without:
+            raise _no_engine(without, parity, failed)
         manifest = _manifest(model, config, name, folder, chosen, passed, written)
         _remove_others(folder, manifest)
         manifest.save(folder)
@@ -165,15 +167,24 @@ def choose_encoders(model: Model, encoders: str | Sequence[str]) -> tuple[str, .
 
 
 def check_target(out: Path) -> None:
-    """Refuse to replace anything but a bundle or an empty folder.
+    """Refuse to replace anything but a bundle or an empty folder, and evidence of an earlier failure beside it.
 
     Raises:
-        ExportError: `out` is a file, or a folder that holds something else.
+        ExportError: `out` is a file, or a folder that holds something else; or the folder for evidence does.
     """
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out} is a file; a bundle is a folder", "choose another --out")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
         raise ExportError(f"{out} exists and is no bundle: it would be replaced whole", "choose another --out")
+    failed = _evidence_folder(out)
+    if failed.exists() and not (failed / PARITY_JSON).is_file():
+        raise ExportError(
+            f"{failed}, where evidence goes if an engine fails parity, holds something else", f"move {failed} away"
+        )
+
+
+def _evidence_folder(out: Path) -> Path:
+    return out.with_name(f"{out.name}.failed")
 
 
 def _load(source: str | Path | Model, config: Config | None) -> tuple[Model, Config, str]:
@@ -222,18 +233,30 @@ def _manifest(
 
 def _keep_evidence(folder: Path, out: Path, failing: Iterable[EngineEntry]) -> Path:
     """The files and figures of engines that failed, in a folder beside the bundle; the older evidence goes."""
-    failed = out.with_name(f"{out.name}.failed")
-    if failed.exists() and not (failed / PARITY_JSON).is_file():
-        raise ParityError(
-            f"engines fail parity, and {failed}, where the evidence would go, holds something else",
-            f"move {failed} away",
-        )
+    failed = _evidence_folder(out)
     names = {file.file for entry in failing for file in entry.files}
     with atomic_path(failed) as evidence:
         evidence.mkdir()
         for name in sorted(names | {name for name in PARITY_FILES if (folder / name).is_file()}):
             link_or_copy(folder / name, evidence / name)
     return failed
+
+
+def _no_engine(encoders: Sequence[str], parity: BundleParity, failed: Path | None) -> ParityError:
+    """The error for encoders that are left without an engine, with every figure that they miss."""
+    found = [
+        (f"{report.name} {line}")
+        for encoder in encoders
+        for report in parity.reports
+        for line in report.failures(encoder)
+    ]
+    lines = list(dict.fromkeys(found))
+    layers = [f"{report.name} {encoder}: {layer.describe()}" for report, encoder, layer in parity.divergences()]
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return ParityError(
+        "\n     ".join([f"no engine of {', '.join(encoders)} holds parity:", *lines[:_SHOWN], *more, *layers]),
+        f"graphs and figures are in {failed}; nothing else was written",
+    )
 
 
 def _remove_others(folder: Path, manifest: Manifest) -> None:

@@ -117,10 +117,15 @@ def open_engine(
         from eao.export.openvino import OpenVINOSession
 
         return OpenVINOSession(path, threads)
+    from eao.export.tensorrt.cache import engine_cache
     from eao.export.tensorrt.deferred import build_deferred
     from eao.export.tensorrt.runner import TensorRTSession
 
     number = int(device.partition(":")[2] or 0)
     if entry.deferred:
         path = build_deferred(path, number).path
-    return TensorRTSession(path, specs, entry.engine, number)
+    # TensorRT-RTX finishes compiling on the GPU; what comes of it is kept for the next process.
+    kernels = engine_cache() / f"{entry.files[0].sha256[:32]}.kernels" if entry.engine == "tensorrt-rtx" else None
+    return TensorRTSession(
+        path, specs, entry.engine, number, runtime_cache=kernels, version_compatible=entry.version_compatible
+    )

@@ -115,6 +115,7 @@ class EngineEntry(Record):
         opset: of the ONNX graph it was made from.
         profiles: of TensorRT engines, each by axis.
         targets: compute capabilities that a TensorRT engine was built for.
+        version_compatible: a TensorRT engine that later versions of it may load.
         deferred: `files` hold a graph, and the engine is built on first use on the target.
         left: nodes of a quantised graph that stayed in higher precision.
         parity: None before it was measured.
@@ -128,6 +129,7 @@ class EngineEntry(Record):
     opset: int
     profiles: tuple[dict[str, ProfileEntry], ...] = ()
     targets: tuple[str, ...] = ()
+    version_compatible: bool = False
     deferred: bool = False
     left: tuple[str, ...] = ()
     parity: ParitySummary | None = None

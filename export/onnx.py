@@ -128,11 +128,6 @@ def export_subject(
     return ExportedGraph(path, path.with_name(data.name) if has_data else None, opset, subject.inputs)
 
 
-def verify_dynamic(model: Model, encoder: str, path: str | Path, threads: int | None = None) -> None:
-    """Run the graph of an encoder at sizes it was not traced with and compare with the model; see `verify_sizes`."""
-    verify_sizes(encoder_subject(model, encoder), path, threads)
-
-
 def verify_sizes(subject: Subject, path: str | Path, threads: int | None = None) -> None:
     """Run a graph at sizes it was not traced with and compare with what it was made from.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from eao.export.build import GRAPH_OF, SIMULATED, EncoderBuild, Options, Request
 from eao.export.cases import Limits
 from eao.export.encoders import input_specs
-from eao.export.engines import open_engine, unusable
+from eao.export.engines import Session, open_engine, unusable
 from eao.export.manifest import EngineEntry, ParitySummary
 from eao.export.parity import ParityReport, bisect_encoder, measure_parity
 from eao.export.precision import simulate
@@ -104,15 +104,17 @@ class Prover:
         self.say(f"{name}: parity")
         simulated = unusable(request.engine, precision=request.precision) is not None
         specs = {encoder: input_specs(self.reference.model, encoder) for encoder in made}
-        sessions = {
-            encoder: self.builds[encoder].simulation(request)
-            if simulated
-            else open_engine(self.folder, entry, specs[encoder], self.options.threads)
-            for encoder, entry in made.items()
-        }
+        opened: dict[str, Session] = {}
 
         def encode(batch: Batch, encoder: str) -> NDArray:
-            return sessions[encoder].run(batch_feeds(batch, specs[encoder], encoder))
+            if encoder not in opened:
+                opened.clear()  # encoders come one after the other, and each holds gigabytes at the published size
+                opened[encoder] = (
+                    self.builds[encoder].simulation(request)
+                    if simulated
+                    else open_engine(self.folder, made[encoder], specs[encoder], self.options.threads)
+                )
+            return opened[encoder].run(batch_feeds(batch, specs[encoder], encoder))
 
         report = measure_parity(
             self.reference, encode, list(made), request.precision, request.engine, self.thresholds, self.say

@@ -17,6 +17,18 @@ CALIBRATION_SEED = 1_000_000
 """Of the cases, so that they are others than those of the proof."""
 
 
+def first_clips(batches: Iterable[Batch], most: int) -> tuple[Batch, ...]:
+    """Batches of the first `most` clips; what comes after them is not read."""
+    found: list[Batch] = []
+    left = most
+    for batch in batches:
+        found.append(batch[:left])
+        left -= len(found[-1])
+        if left <= 0:
+            break
+    return tuple(found)
+
+
 class Samples:
     """Inputs of encoders from real clips, read once however many encoders ask.
 
@@ -28,7 +40,7 @@ class Samples:
     def __init__(self, model: Model, batches: Iterable[Batch]) -> None:
         self.model = model
         self.batches = batches
-        self._read: list[Batch] | None = None
+        self._read: tuple[Batch, ...] | None = None
 
     def feeds(self, encoder: str) -> list[Mapping[str, NDArray]]:
         """Cases of parity made of real clips' tokens, then the clips one by one; nothing if no clip has all inputs.
@@ -36,11 +48,7 @@ class Samples:
         Whole clips alone would leave the ranges of short, masked and missing inputs to luck.
         """
         if self._read is None:
-            self._read = []
-            for batch in self.batches:
-                self._read.append(batch)
-                if sum(map(len, self._read)) >= CALIBRATION_CLIPS:
-                    break
+            self._read = first_clips(self.batches, CALIBRATION_CLIPS)
         needed = encoder_modalities(encoder)
         specs = input_specs(self.model, encoder)
         usable = [batch.only(needed) for batch in self._read if set(needed) <= set(batch.modalities)]

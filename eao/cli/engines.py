@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,10 @@ def export(
         list[str] | None, typer.Option(help="Compute capabilities for trt-rtx; default 8.0, 8.6, 8.9 and 12.0.")
     ] = None,
     defer: Annotated[bool, typer.Option(help="Build TensorRT engines on first use on the target.")] = False,
+    version_compatible: Annotated[bool, typer.Option(help="Of trt: let later versions load the engines.")] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option(help="Of trt: one engine for every GPU from Ampere on, at some cost in speed.")
+    ] = False,
     calibration: Annotated[str, typer.Option(help="Of int8 and fp8: minmax, percentile or entropy.")] = "minmax",
     calibration_split: Annotated[
         str, typer.Option(help="Data set of the configuration that ranges are chosen from, such as test.")
@@ -74,6 +78,19 @@ def export(
     from eao.export.build import Options
     from eao.export.run import export_bundle
 
+    _refuse_without_tensorrt(
+        split_names(engine),
+        {
+            "--batch": batch,
+            "--text-tokens": text_tokens,
+            "--video-tokens": video_tokens,
+            "--spectrogram-frames": spectrogram_frames,
+            "--target": target,
+            "--defer": defer,
+            "--version-compatible": version_compatible,
+            "--hardware-compatible": hardware_compatible,
+        },
+    )
     choose = target_latency is not None or max_recall_drop is not None
     latency_ms = None if target_latency is None else parse_milliseconds(target_latency)
     engines, precisions = split_names(engine) or ["onnx"], split_names(precision) or ["fp32"]
@@ -107,6 +124,8 @@ def export(
             profiles={axis: sizes for axis, sizes in profiles.items() if sizes is not None},
             defer=defer,
             targets=tuple(split_names(target)),
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
         ),
         split=split,
         calibration_split=calibration_split,
@@ -124,6 +143,13 @@ def export(
     # Where engines were tried to choose from, those that fail are an answer, not an error.
     if report["recommendation"]["unmet"] if "recommendation" in report else report.get("failed"):
         raise typer.Exit(1)
+
+
+def _refuse_without_tensorrt(engines: list[str], options: dict[str, Any]) -> None:
+    """Options of TensorRT say nothing to other engines: whoever gives them expects something of them."""
+    given = [name for name, value in options.items() if value]
+    if given and not any(name.startswith(("trt", "tensorrt")) for name in engines):
+        raise typer.BadParameter(f"{', '.join(given)}: of TensorRT alone; name it: --engine trt or --engine trt-rtx")
 
 
 @app.command()
@@ -145,7 +171,7 @@ def bench(
     length: Annotated[
         list[float] | None, typer.Option(help="Lengths as shares of the longest clip; default 1, the longest.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Time per measurement.")] = 2.0,
+    seconds: Annotated[float | None, typer.Option(help="Time per measurement; default 2.")] = None,
     max_runs: Annotated[int | None, typer.Option(help="The most calls per measurement.")] = None,
     threads: Annotated[int | None, typer.Option(help="Of one call; default: all cores.")] = None,
     rate: Annotated[
@@ -167,17 +193,31 @@ def bench(
     """
     from eao.bench.run import SUITES, run_benchmark, run_comparison, run_suite
 
+    of_a_bundle = {
+        "--model": model,
+        "--batch": batch,
+        "--length": length,
+        "--seconds": seconds,
+        "--max-runs": max_runs,
+        "--threads": threads,
+        "--rate": rate,
+        "--deadline": deadline,
+        "--device": device,
+        "--html": html,
+        "--dry-run": dry_run,
+    }
+    named = {"--encoder": encoder, "--engine": engine, "--precision": precision}
+    choices = {"encoders": split_names(encoder), "engines": split_names(engine), "precisions": split_names(precision)}
     if target == "compare" and not Path(target).exists():
+        _refuse(target, of_a_bundle | named | {"--out": output, "--docs": docs})
         if len(overrides or []) != 2:
             raise typer.BadParameter("compare takes two reports: eao bench compare A.json B.json")
         before, after = overrides or []
         values = run_comparison(before, after, quiet=as_json)
     elif target in SUITES and not Path(target).exists():
-        if dry_run:
-            raise typer.BadParameter(f"there is no --dry-run of the benchmark {target}")
-        names = {"encoders": encoder, "engines": engine, "precisions": precision} if target == "engines" else {}
-        choices = {what: split_names(given) for what, given in names.items() if given}
-        values = run_suite(target, output, docs, quiet=as_json, **choices)
+        _refuse(target, of_a_bundle if target == "engines" else of_a_bundle | named)
+        given = {what: names for what, names in choices.items() if names}
+        values = run_suite(target, output, docs, quiet=as_json, **given)
     else:
         from eao.api import choose_device, load
         from eao.bench.arrivals import parse_milliseconds, parse_rate
@@ -187,13 +227,13 @@ def bench(
         values = run_benchmark(
             load(target, device=device, overrides=overrides or []),
             model=load(model, device=device) if model is not None else None,
-            encoders=split_names(encoder),
-            runtimes=split_names(engine),
-            precisions=split_names(precision),
+            encoders=choices["encoders"],
+            runtimes=choices["engines"],
+            precisions=choices["precisions"],
             options=Options(
                 batches=batch or (1, 8),
                 lengths=length or (1.0,),
-                seconds=seconds,
+                seconds=2.0 if seconds is None else seconds,
                 max_runs=max_runs,
                 rate=parse_rate(rate) if rate is not None else None,
                 deadline_ms=parse_milliseconds(deadline) if deadline is not None else None,
@@ -207,3 +247,9 @@ def bench(
         )
     if as_json:
         print_json(values)
+
+
+def _refuse(target: str, options: dict[str, Any]) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise typer.BadParameter(f"{', '.join(given)}: not an option of eao bench {target}")

@@ -95,7 +95,8 @@ def build_deferred(path: str | Path, device: int = 0, cache: str | Path | None =
         cache: the folder of built engines; by default `engine_cache()`.
 
     Raises:
-        ExportError: no GPU, a graph that was changed since the export, or a failed build.
+        ExportError: no GPU, or one that the bundle is not meant for; a graph that was changed since the export; a
+            failed build.
         MissingDependencyError: TensorRT or cuda-python is not installed.
 
     Example:
@@ -107,6 +108,7 @@ def build_deferred(path: str | Path, device: int = 0, cache: str | Path | None =
     cuda = open_cuda(device)
     with cuda.active():
         gpu = cuda.gpu()
+    request = _for_gpu(deferred.request, gpu, path)
     version = load_tensorrt(deferred.request.flavour).version
     folder = Path(cache) if cache is not None else engine_cache()
     key = engine_key(deferred, version, gpu)
@@ -119,9 +121,26 @@ def build_deferred(path: str | Path, device: int = 0, cache: str | Path | None =
             check_file(path.parent, file)
         log.warning("building %s for %s on first use; it is kept in %s", path.name, gpu.name, folder)
         timing = folder / f"timing-{_digest(version, gpu.name)}.cache"
-        built = build(path.parent / deferred.files[0].file, engine, deferred.request, timing)
+        built = build(path.parent / deferred.files[0].file, engine, request, timing)
         write_text(record, built.model_dump_json(indent=2) + "\n")
         return built
+
+
+def _for_gpu(request: BuildRequest, gpu: Gpu, path: Path) -> BuildRequest:
+    """What is built here: TensorRT-RTX's engine for this GPU alone, not for all that the bundle is meant for.
+
+    Raises:
+        ExportError: the bundle is not meant for this GPU.
+    """
+    if request.flavour != "tensorrt-rtx":
+        return request
+    if gpu.compute_capability not in request.targets:
+        raise ExportError(
+            f"{path} is for compute capabilities {', '.join(request.targets)}, and {gpu.name} has "
+            f"{gpu.compute_capability}",
+            f"export with --target {gpu.compute_capability}",
+        )
+    return request.model_copy(update={"targets": (gpu.compute_capability,)})
 
 
 def engine_key(deferred: DeferredBuild, version: str, gpu: Gpu) -> str:

@@ -160,22 +160,26 @@ config = builder.create_builder_config()
 config.add_optimization_profile(profile)
 config.num_compute_capabilities = 1
 config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
-sys.exit(0 if builder.build_serialized_network(network, config) else "not built")
+engine = builder.build_serialized_network(network, config)
+if engine is None:
+    sys.exit("not built")
+print(engine.nbytes)
 """
 
 
 @pytest.fixture
-def build_with_rtx() -> Callable[..., None]:
-    """(graph, model, encoder, capability) -> parses and builds it with TensorRT-RTX, which needs no GPU for that."""
+def build_with_rtx() -> Callable[..., int]:
+    """(graph, model, encoder, capability) -> bytes of the engine that TensorRT-RTX builds, which needs no GPU."""
     pytest.importorskip("tensorrt_rtx")
 
-    def build(graph: Path, model: Model, encoder: str, capability: str = "SM86") -> None:
+    def build(graph: Path, model: Model, encoder: str, capability: str = "SM86") -> int:
         varying = axes(model, encoder)
         sizes = [{name: axis.size(units) for name, axis in varying.items()} for units in (1, 9)]
         shapes = [[s.name, *(concrete_shape(s, size) for size in sizes)] for s in input_specs(model, encoder)]
         command = [sys.executable, "-c", BUILD, str(graph), capability, json.dumps(shapes)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
+        return int(done.stdout.split()[-1])
 
     return build
 

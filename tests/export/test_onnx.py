@@ -9,7 +9,7 @@ import torch
 
 from eao.errors import ExportError
 from eao.export.encoders import EncoderModule, Model, example_inputs, input_names, input_specs
-from eao.export.onnx import OUTPUT, export_onnx, verify_dynamic
+from eao.export.onnx import OUTPUT, encoder_subject, export_onnx, verify_sizes
 from eao.export.parity import encoder_parity
 from eao.export.reference import Reference
 from eao.export.runtime import batch_feeds
@@ -77,7 +77,7 @@ def test_weights_can_stand_beside_the_graph(make_model: MakeModel, tmp_path: Pat
     model = make_model("depth0-minimal")
     graph = export_onnx(model, "video", tmp_path / "v.onnx", external_data=True, threads=1)
     assert graph.external == tmp_path / "v.onnx.data"
-    verify_dynamic(model, "video", graph.path, threads=1)
+    verify_sizes(encoder_subject(model, "video"), graph.path, threads=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["v.onnx", "v.onnx.data"]
 
 
@@ -102,7 +102,7 @@ def frozen(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_a_fixed_axis_is_detected(make_model: MakeModel, frozen: Path) -> None:
     with pytest.raises(ExportError, match=r"\(batch\).*fixed size 2"):
-        verify_dynamic(make_model("plain"), "text", frozen, threads=1)
+        verify_sizes(encoder_subject(make_model("plain"), "text"), frozen, threads=1)
 
 
 def test_a_dimension_frozen_inside_is_detected_though_the_inputs_claim_to_vary(
@@ -116,7 +116,7 @@ def test_a_dimension_frozen_inside_is_detected_though_the_inputs_claim_to_vary(
     del graph.graph.value_info[:]
     onnx.save(graph, tmp_path / "text.onnx")
     with pytest.raises(ExportError, match="does not work at other sizes"):
-        verify_dynamic(make_model("plain"), "text", tmp_path / "text.onnx", threads=1)
+        verify_sizes(encoder_subject(make_model("plain"), "text"), tmp_path / "text.onnx", threads=1)
 
 
 def test_a_failed_trace_is_one_error_and_leaves_nothing(make_model: MakeModel, tmp_path: Path) -> None:

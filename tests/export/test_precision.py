@@ -52,10 +52,10 @@ def test_onnxruntime_runs_the_fp16_graph_itself(make_model: MakeModel, make_grap
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)
 def test_tensorrt_rtx_builds_it(
-    make_model: MakeModel, make_graph: MakeGraph, build_with_rtx: Callable[..., None], tmp_path: Path, dtype: str
+    make_model: MakeModel, make_graph: MakeGraph, build_with_rtx: Callable[..., int], tmp_path: Path, dtype: str
 ) -> None:
     onnx.save(to_half(onnx.load(make_graph("wide", "video-audio")), dtype), tmp_path / "half.onnx")
-    build_with_rtx(tmp_path / "half.onnx", make_model("wide"), "video-audio")
+    assert build_with_rtx(tmp_path / "half.onnx", make_model("wide"), "video-audio") > 10_000
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)

@@ -114,7 +114,7 @@ def test_tensorrt_rtx_builds_it(
     make_model: MakeModel,
     make_graph: MakeGraph,
     calibrated: Callable,
-    build_with_rtx: Callable[..., None],
+    build_with_rtx: Callable[..., int],
     tmp_path: Path,
     case: tuple[str, str],
     quantize: Callable,
@@ -123,7 +123,7 @@ def test_tensorrt_rtx_builds_it(
 ) -> None:
     graph = quantize(onnx.load(make_graph(*case)), calibrated(*case))
     onnx.save(graph if others == "fp32" else to_half(graph, others), tmp_path / "graph.onnx")
-    build_with_rtx(tmp_path / "graph.onnx", make_model(case[0]), case[1], capability)
+    assert build_with_rtx(tmp_path / "graph.onnx", make_model(case[0]), case[1], capability) > 10_000
 
 
 def test_onnxruntime_fuses_every_product_and_convolution_into_an_int8_kernel(

@@ -106,8 +106,8 @@ def test_tensorrt_rtx_reads_shared_weights(
     tmp_path: Path,
     make_model: Callable[[str], Model],
     make_graph: Callable[[str, str], Path],
-    build_with_rtx: Callable[..., None],
+    build_with_rtx: Callable[..., int],
 ) -> None:
     with WeightFile(tmp_path / "weights.bin") as weights:
         path = weights.save(onnx.load(make_graph("wide", "video-audio")), "g.onnx")
-    build_with_rtx(path, make_model("wide"), "video-audio")
+    assert build_with_rtx(path, make_model("wide"), "video-audio") > 10_000
