@@ -66,3 +66,21 @@ def test_a_comparison_names_the_file_that_is_missing(tmp_path: Path) -> None:
     make_report(make_entry()).save(tmp_path / "a.json")
     with pytest.raises(ConfigError, match=r"b\.json"):
         run_comparison(tmp_path / "a.json", tmp_path / "b.json", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["bench", "loss", "--seconds", "3", "--encoder", "text"],
+            "--seconds, --encoder: not an option of eao bench loss",
+        ),
+        (["bench", "engines", "--dry-run"], "--dry-run: not an option of eao bench engines"),
+        (["bench", "compare", "a.json", "b.json", "--docs", "d"], "--docs: not an option of eao bench compare"),
+        (["export", "model", "--batch", "1:8:64"], "--batch: of TensorRT alone; name it: --engine trt"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(arguments: list[str], says: str) -> None:
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert says in done.output

@@ -86,6 +86,15 @@ def test_the_first_use_builds_and_later_ones_read(request_file: Path, target: Ta
     assert graph == request_file.parent / "text.onnx" and timing is not None and timing.parent == tmp_path / "cache"
 
 
+def test_an_engine_of_several_targets_is_built_for_the_gpu_at_hand_alone(target: Target, tmp_path: Path) -> None:
+    (tmp_path / "g.onnx").write_bytes(b"graph")
+    everywhere = defer_build(tmp_path / "g.onnx", BuildRequest(flavour="tensorrt-rtx"))
+    assert build_deferred(everywhere, cache=tmp_path / "cache").request.targets == ("8.9",)
+    elsewhere = defer_build(tmp_path / "g.onnx", BuildRequest(flavour="tensorrt-rtx", targets=("12.0",)))
+    with pytest.raises(ExportError, match=r"compute capabilities 12\.0, and .* has 8\.9\n.*--target 8\.9"):
+        build_deferred(elsewhere, cache=tmp_path / "cache")
+
+
 def test_a_moved_bundle_and_a_moved_cache_are_found_again(request_file: Path, target: Target, tmp_path: Path) -> None:
     build_deferred(request_file, cache=tmp_path / "cache")
     bundle = Path(shutil.move(request_file.parent, tmp_path / "elsewhere"))
