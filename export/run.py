@@ -165,7 +165,10 @@ def _calibration_batches(embedder: Embedder, split: str, other: str | None, quie
                 err.print(
                     f"no data.{split}: ranges are chosen from data.{name}, the data set of the proof", soft_wrap=True
                 )
-            return dataset_loader(embedder, name)
+            loader = dataset_loader(embedder, name)
+            # Not the first of the file alone: they may be captions of a few videos.
+            loader.shuffle = True
+            return loader
     return ()
 
 
