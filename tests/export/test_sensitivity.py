@@ -61,8 +61,8 @@ def test_relaxing_leaves_the_worst_and_says_so(
     others = [n for n in quantizable_nodes(onnx.load(source)) if n != victim]
     ranking = [Sensitivity(victim, 0.5), *(Sensitivity(n, 0.0) for n in others)]
     with caplog.at_level(logging.INFO, logger="eao.export.sensitivity"):
-        relaxed = relax(quantize, lambda g: embedding_error(g, feeds, expected, 1) < 0.01, lambda: ranking)
-    assert relaxed.kept == (victim,)
+        kept = relax(quantize, lambda g: embedding_error(g, feeds, expected, 1) < 0.01, lambda: ranking)
+    assert kept == (victim,)
     assert f"{victim} stays in higher precision" in caplog.text
 
 
@@ -70,9 +70,25 @@ def test_a_graph_that_passes_is_not_ranked(spoilt: tuple[Quantize, str]) -> None
     def ranking() -> list[Sensitivity]:
         raise AssertionError("asked for a ranking")
 
-    assert relax(spoilt[0], lambda graph: True, ranking).kept == ()
+    assert relax(spoilt[0], lambda graph: True, ranking) == ()
 
 
 def test_a_check_that_never_passes_is_an_error(spoilt: tuple[Quantize, str]) -> None:
     with pytest.raises(ExportError, match="though no node is quantised"):
         relax(spoilt[0], lambda graph: False, lambda: [Sensitivity(spoilt[1], 1.0)])
+
+
+@pytest.mark.parametrize("needed", [1, 5, 8])
+@pytest.mark.parametrize("kept", [(), ("n1",)])
+def test_the_fewest_nodes_are_found_by_halving(needed: int, kept: tuple[str, ...]) -> None:
+    checked: list[Collection[str]] = []
+    ranking = [Sensitivity(f"n{i}", 1 / (i + 1)) for i in range(8)]
+    wanted = {entry.node for entry in ranking[:needed]}
+
+    def passes(graph: Collection[str]) -> bool:
+        checked.append(graph)
+        return wanted <= set(graph)
+
+    found = relax(lambda keep: keep, passes, lambda: ranking, kept)  # type: ignore[arg-type, return-value]
+    assert set(found) == wanted | set(kept)
+    assert len(checked) <= 2 + 3
