@@ -23,7 +23,7 @@ from eao.model.batch import MODALITIES, Batch, encoder_modalities
 
 if TYPE_CHECKING:
     from eao.data.text import TextEncoder
-    from eao.features.extract import ClipFeatures, FeatureExtractor
+    from eao.features.extractor import ClipFeatures, FeatureExtractor
 
 # B rows, N tokens, D width of a modality's raw tokens, T spectrogram frames, E embedding
 
@@ -125,7 +125,7 @@ class Embedder:
     @property
     def extractor(self) -> FeatureExtractor:
         """The feature extractor, loaded at first use."""
-        from eao.features.extract import FeatureExtractor
+        from eao.features.extractor import FeatureExtractor
 
         with self._lock:
             if self._extractor is None:
@@ -313,7 +313,7 @@ class Embedder:
         return clips
 
     def _sound(self, path: Path) -> ClipFeatures:
-        from eao.features.extract import ClipFeatures, FeatureExtractor
+        from eao.features.extractor import ClipFeatures, FeatureExtractor
 
         spectrogram, duration = FeatureExtractor.decode_sound(path)
         self._warn_if_long(path, duration)

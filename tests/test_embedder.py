@@ -16,7 +16,7 @@ from eao.backend import TorchBackend
 from eao.config import Config, DataConfig, FeaturesConfig, ModelConfig, StreamConfig, TextConfig
 from eao.embedder import Embedder
 from eao.errors import CheckpointError, ConfigError, DataError, MediaError
-from eao.features.extract import ClipFeatures
+from eao.features.extractor import ClipFeatures
 from eao.model import Batch, build_model
 from eao.model.weights import hash_weights
 

@@ -119,7 +119,7 @@ def index(
 ) -> None:
     """Index a folder of videos, so that `eao search` finds them by what is seen and heard."""
     from eao.api import load
-    from eao.features.extract import find_videos
+    from eao.features.inputs import find_videos
     from eao.retrieval.index import Index
 
     inputs, overrides = split_overrides(arguments)

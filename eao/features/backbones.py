@@ -1,6 +1,6 @@
 """Named video backbones: how frames become rows of features.
 
-All of them read the same forward pass of one image network, so that a second stream at the same rate costs nothing.
+A backbone makes rows of what a network gives for frames. Backbones of one network at one rate share its forward pass.
 
 `efficientnet-lite0` (1280): the mean over positions of the network's last feature map; one row a frame.
 
@@ -15,97 +15,75 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eao.errors import ConfigError
 
-if TYPE_CHECKING:
-    import torch
-
-    from eao.features.efficientnet import EfficientNetLite0
-
-FRAME_SIZE = 224
-"""Side of the square frames in pixels: short side scaled to it, central square cropped."""
-
 MOTION_SCALE = 4.0
 """Brings the length of the difference (0.28 in the median of the demo clips at 2 rows/s) near that of the map, 1."""
 
+Outputs: TypeAlias = dict[str, NDArray[np.float32]]
+"""What a network gives for a batch, by name: each (n, ...), a row for a frame or a chunk of frames."""
+Forward: TypeAlias = Callable[[NDArray[np.uint8]], Outputs]
+"""A loaded network: (n, height, width, 3) uint8 RGB, or (n, chunk, height, width, 3), to its outputs."""
+
 
 @dataclass(frozen=True)
-class FrameOutputs:
-    """What the network says about frames.
+class Network:
+    """A network that looks at frames, before it is loaded.
 
     Attributes:
-        pooled: (n, 1280) float32, the mean of the last feature map.
-        maps: (n, 49) float32, the unit-length map of channel norms, row by row.
+        name: its name.
+        side: pixels of the short side of the frames it is shown.
+        crop: whether it is shown the central square, or the whole picture.
+        chunk: consecutive frames that make one row; the stream's rate times this is the rate of its frames.
+        batch_size: rows at a time on a CPU.
+        gpu_batch_size: elsewhere.
+        load: puts it on a torch device. Raises MissingDependencyError without its weights.
     """
 
-    pooled: NDArray[np.float32]
-    maps: NDArray[np.float32]
-
-    def select(self, indices: NDArray[np.int64]) -> FrameOutputs:
-        """The outputs of some frames."""
-        return FrameOutputs(self.pooled[indices], self.maps[indices])
-
-    @staticmethod
-    def concatenate(parts: list[FrameOutputs]) -> FrameOutputs:
-        """The outputs of consecutive batches as one."""
-        return FrameOutputs(np.concatenate([p.pooled for p in parts]), np.concatenate([p.maps for p in parts]))
+    name: str
+    side: int
+    crop: bool
+    chunk: int
+    batch_size: int
+    gpu_batch_size: int
+    load: Callable[[str], Forward]
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A named way from network outputs to rows.
+    """A named way from frames to rows.
 
     Attributes:
         name: as in `features.video_2d.backbone`.
+        network: what looks at the frames.
         dim: width of a row.
         rows: makes rows (n, dim) float32 of the outputs for n consecutive samples at the stream's rate.
     """
 
     name: str
+    network: Network
     dim: int
-    rows: Callable[[FrameOutputs], NDArray[np.float32]]
+    rows: Callable[[Outputs], NDArray[np.float32]]
 
 
-class FrameNetwork:
-    """EfficientNet-Lite0 on a device, from uint8 frames to numpy outputs.
-
-    Raises:
-        MissingDependencyError: if the weights are not installed.
-    """
-
-    def __init__(self, device: str = "cpu") -> None:
-        import torch
-
-        from eao.features.efficientnet import load_efficientnet_lite0
-
-        self.device: torch.device = torch.device(device)
-        self.network: EfficientNetLite0 = load_efficientnet_lite0(device=self.device)
-
-    def __call__(self, frames: NDArray[np.uint8]) -> FrameOutputs:
-        """Run frames (n, 224, 224, 3) uint8 RGB through the network in one batch."""
-        import torch
-
-        from eao.features.efficientnet import normalise
-
-        with torch.inference_mode():
-            pooled, norms = self.network(normalise(torch.from_numpy(frames).to(self.device)))
-            maps = torch.nn.functional.normalize(norms.flatten(1), dim=1)  # (n, 49)
-        return FrameOutputs(pooled.float().cpu().numpy(), maps.float().cpu().numpy())
-
-
-def motion_rows(outputs: FrameOutputs) -> NDArray[np.float32]:
+def motion_rows(outputs: Outputs) -> NDArray[np.float32]:
     """The rows of `activation-motion`: (n, 98) float32."""
-    maps = outputs.maps
+    maps = outputs["maps"]
     change = np.zeros_like(maps)
     if len(maps) > 1:
         change[:-1] = MOTION_SCALE * np.diff(maps, axis=0)
         change[-1] = change[-2]
     return np.concatenate([maps, change], axis=1)
+
+
+def pooled_rows(outputs: Outputs) -> NDArray[np.float32]:
+    """The network's pooled output as it is."""
+    return outputs["pooled"]
 
 
 def get_backbone(name: str) -> Backbone:
@@ -119,7 +97,27 @@ def get_backbone(name: str) -> Backbone:
     return BACKBONES[name]
 
 
+def _load_efficientnet(device: str) -> Forward:
+    """EfficientNet-Lite0: `pooled` (n, 1280), `maps` (n, 49), the unit-length map of channel norms, row by row."""
+    import torch
+
+    from eao.features.efficientnet import load_efficientnet_lite0, normalise
+
+    network = load_efficientnet_lite0(device=device)
+
+    def forward(frames: NDArray[np.uint8]) -> Outputs:
+        with torch.inference_mode():
+            pooled, norms = network(normalise(torch.from_numpy(frames).to(device)))
+            maps = torch.nn.functional.normalize(norms.flatten(1), dim=1)  # (n, 49)
+        return {"pooled": pooled.float().cpu().numpy(), "maps": maps.float().cpu().numpy()}
+
+    return forward
+
+
+# A CPU does 41 frames/s a core at 4 frames a batch, 34 at 8 and 30 at 32: larger batches outgrow its caches.
+EFFICIENTNET = Network("efficientnet-lite0", 224, True, 1, 4, 64, _load_efficientnet)
+
 BACKBONES = {
-    "efficientnet-lite0": Backbone("efficientnet-lite0", 1280, lambda outputs: outputs.pooled),
-    "activation-motion": Backbone("activation-motion", 98, motion_rows),
+    "efficientnet-lite0": Backbone("efficientnet-lite0", EFFICIENTNET, 1280, pooled_rows),
+    "activation-motion": Backbone("activation-motion", EFFICIENTNET, 98, motion_rows),
 }

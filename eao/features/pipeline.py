@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from eao.errors import MediaError
 
 if TYPE_CHECKING:
-    from eao.features.extract import ClipFeatures, FeatureExtractor
+    from eao.features.extractor import ClipFeatures, FeatureExtractor
 
 _POLL = 0.2  # seconds after which a waiting thread looks whether it should stop
 _GPU_WORKERS = 4  # decoders that keep one GPU busy

@@ -19,7 +19,7 @@ from eao.errors import ConfigError, DataError
 from eao.files import atomic_path, write_text
 
 if TYPE_CHECKING:
-    from eao.features.extract import ClipFeatures
+    from eao.features.extractor import ClipFeatures
 
 CONFIG_FILE = "features.yaml"
 MANIFEST_FILE = "manifest.jsonl"

@@ -14,7 +14,7 @@ from eao.errors import DataError
 from eao.retrieval.table import FileState, file_state
 
 if TYPE_CHECKING:
-    from eao.features.extract import ClipFeatures
+    from eao.features.extractor import ClipFeatures
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _entry(folder: Path, clip: str, record: Mapping[str, Any]) -> Entry:
 
 
 def _load(paths: Mapping[str, Path], duration: float) -> ClipFeatures:
-    from eao.features.extract import ClipFeatures
+    from eao.features.extractor import ClipFeatures
 
     arrays = {stream: read_array(paths[stream], stream) if stream in paths else None for stream in SUFFIXES}
     return ClipFeatures(**arrays, duration=duration)

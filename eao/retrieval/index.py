@@ -22,7 +22,7 @@ from eao.retrieval.search import Hit, check_weights, search_table
 from eao.retrieval.table import ClipTable, FileState, Row, file_state
 
 if TYPE_CHECKING:
-    from eao.features.extract import ClipFeatures
+    from eao.features.extractor import ClipFeatures
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Index:
             DataError: there are no videos.
             OSError: the disk is full; what was committed stays.
         """
-        from eao.features.extract import find_videos
+        from eao.features.inputs import find_videos
 
         files = find_videos([inputs] if isinstance(inputs, str | Path) else inputs)
         if not files:

