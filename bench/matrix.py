@@ -151,7 +151,16 @@ def bench_bundle(
                     continue
                 name = _way(entry)
                 ways.append(_Way(name, session, round(1e6 * cost.file_mb)))
-                facts.append(EngineFacts(encoder=encoder, way=name, cost=cost, parity=entry.parity))
+                facts.append(
+                    EngineFacts(
+                        encoder=encoder,
+                        way=name,
+                        cost=cost,
+                        parity=entry.parity,
+                        left=len(entry.left),
+                        layers=entry.layers,
+                    )
+                )
             for point in points if ways else ():
                 say(f"{encoder}, batch {point.sizes[BATCH]}, length {point.length:g}")
                 entries.append(_measure(model, bundle, encoder, ways, point, options))

@@ -120,12 +120,17 @@ class Entry(pydantic.BaseModel):
 
 
 class EngineFacts(pydantic.BaseModel):
-    """One engine, apart from its speed: `cost` as measured here, `parity` as the bundle's manifest has it."""
+    """One engine, apart from its speed: `cost` as measured here, the rest as the bundle's manifest has it.
+
+    Of the `layers` that could be quantised, `left` stayed in float32 for the sake of parity.
+    """
 
     encoder: str
     way: str
     cost: Cost
     parity: ParitySummary | None = None
+    left: int = 0
+    layers: int = 0
 
 
 class BenchReport(pydantic.BaseModel):
@@ -231,6 +236,7 @@ class BenchReport(pydantic.BaseModel):
             "peak memory MB",
             "cosine min",
             "top-10 kept",
+            "layers in float32",
         )
         rows = []
         for facts in self.engines:
@@ -242,7 +248,8 @@ class BenchReport(pydantic.BaseModel):
             cells += [_ms(cost.first_run_ms), memory]
             cells.append("" if parity is None else f"{parity.cosine_min:.6f}")
             kept = None if parity is None else parity.top10_overlap
-            rows.append((*cells, "" if kept is None else f"{100 * kept:.1f} %"))
+            cells.append("" if kept is None else f"{100 * kept:.1f} %")
+            rows.append((*cells, f"{facts.left} of {facts.layers}" if facts.layers else ""))
         return Table(header, rows)
 
     def copies_table(self) -> Table:

@@ -242,6 +242,7 @@ class EncoderBuild:
             files=tuple(FileEntry.of(file, self.folder) for file in files),
             opset=self.options.opset,
             left=quantized.kept if quantized is not None else (),
+            layers=quantized.layers if quantized is not None else 0,
             **facts,  # type: ignore[arg-type]
         )
 

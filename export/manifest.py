@@ -118,6 +118,7 @@ class EngineEntry(Record):
         version_compatible: a TensorRT engine that later versions of it may load.
         deferred: `files` hold a graph, and the engine is built on first use on the target.
         left: nodes of a quantised graph that stayed in higher precision.
+        layers: how many could have been quantised.
         parity: None before it was measured.
         speedup: over PyTorch eager, at batch 1 on the machine that made the bundle; None if it was not measured.
     """
@@ -132,6 +133,7 @@ class EngineEntry(Record):
     version_compatible: bool = False
     deferred: bool = False
     left: tuple[str, ...] = ()
+    layers: int = 0
     parity: ParitySummary | None = None
     speedup: float | None = None
 

@@ -35,6 +35,7 @@ class QuantizedGraph:
 
     Attributes:
         kept: nodes that stay in higher precision.
+        layers: how many nodes could be quantised, once the graph was built.
         level: which of `LEVELS` the graph holds.
     """
 
@@ -52,6 +53,7 @@ class QuantizedGraph:
         self.method = method
         self.threads = threads
         self.kept: tuple[str, ...] = ()
+        self.layers = 0
         self.level = 0
         self._ranges: dict[str, Range] | None = None
         self._ranking: list[Sensitivity] | None = None
@@ -73,6 +75,8 @@ class QuantizedGraph:
         if self._ranges is None:
             self._ranges = collect(self.source, self.samples, calibrated_tensors(model), self.method, self.threads)
         quantizer = Quantizer(model, self._ranges, self.kind)
+        nodes = quantizable_nodes(model, self.kind)
+        self.layers = len(nodes)
         judges = self.samples[:JUDGES]
         session = OnnxSession(self.source, self.threads)
         expected = [session.run(sample) for sample in judges]
@@ -87,7 +91,7 @@ class QuantizedGraph:
 
         def ranking() -> list[Sensitivity]:
             if self._ranking is None:
-                nodes, few = quantizable_nodes(model, self.kind), slice(RANKERS)
+                few = slice(RANKERS)
                 self._ranking = find_sensitive(runnable, nodes, judges[few], expected[few], self.threads)
             return self._ranking
 

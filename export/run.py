@@ -112,8 +112,9 @@ def print_parity(written: WrittenBundle) -> None:
         print_table("stages against PyTorch", rows)
     count = len(written.manifest.engines)
     err.print(f"{written.path}: {count} engines; all figures are in {written.path / PARITY_MARKDOWN}", soft_wrap=True)
-    for (encoder, precision), left in kept_layers(written.manifest).items():
-        err.print(f"{encoder} {precision}: {left} layers stay in float32", soft_wrap=True)
+    for (encoder, precision), (left, layers) in kept_layers(written.manifest).items():
+        hardly = f"; it is hardly {precision}: offer fp16" if 2 * left > layers else ""
+        err.print(f"{encoder} {precision}: {left} of {layers} layers stay in float32{hardly}", soft_wrap=True)
     for line in written.parity.failures():
         err.print(f"[x] {line}", style="red", markup=False, soft_wrap=True)
     for report, encoder, divergence in written.parity.divergences():
@@ -122,9 +123,9 @@ def print_parity(written: WrittenBundle) -> None:
         err.print(f"what failed is in {written.failed}, and not in the bundle", soft_wrap=True)
 
 
-def kept_layers(manifest: Manifest) -> dict[tuple[str, str], int]:
-    """How many layers of each quantised graph stay in higher precision, by encoder and precision."""
-    return {(e.encoder, e.precision): len(e.left) for e in manifest.engines.values() if e.left}
+def kept_layers(manifest: Manifest) -> dict[tuple[str, str], tuple[int, int]]:
+    """How many layers of each quantised graph stay in higher precision, and of how many, by encoder and precision."""
+    return {(e.encoder, e.precision): (len(e.left), e.layers) for e in manifest.engines.values() if e.left}
 
 
 def _row(report: ParityReport, encoder: str) -> dict[str, str]:

@@ -65,6 +65,8 @@ def make_report(*entries: Entry) -> BenchReport:
                 way=way,
                 cost=Cost(key=f"{encoder}.x", file_mb=1.5, load_seconds=0.25, first_run_ms=3, memory_mb=20),
                 parity=parity[way],
+                left=3 if way == INT8 else 0,
+                layers=8 if way == INT8 else 0,
             )
             for encoder in dict.fromkeys(entry.encoder for entry in entries)
             for way in (FP32, INT8)

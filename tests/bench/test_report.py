@@ -52,6 +52,12 @@ def test_arithmetic_and_traffic_stand_beside_the_machine_s_bound() -> None:
     assert row[-4:-1] == ("50", "0.5", "50 % A")
 
 
+def test_an_int8_engine_says_how_much_of_it_stayed_in_float32() -> None:
+    table = make_report(make_entry({FP32: 2.0, INT8: 4.0})).engine_table()
+    told = {row[1]: row[table.header.index("layers in float32")] for row in table.rows}
+    assert told == {FP32: "", INT8: "3 of 8"}
+
+
 def test_copies_and_random_arrivals_have_tables_of_their_own() -> None:
     report = make_report(make_entry({INT8: 2.0}, full=True))
     assert report.copies_table().rows == [("text", "1", "text tokens 20", INT8, "0.10", "1.50", "0.20")]

@@ -158,6 +158,7 @@ def test_int8_that_fails_keeps_more_layers_in_float32_until_it_holds(
     tightened = write_bundle(*arguments, calibration=clips, thresholds=strict).manifest.engines[usual.key]
     assert usual.parity is not None and usual.parity.cosine_min < 0.9996 and not usual.left
     assert tightened.parity is not None and tightened.parity.cosine_min >= 0.9996 and tightened.left
+    assert len(tightened.left) < tightened.layers == usual.layers
     # Not all of it: that would be no int8 engine.
     graph = onnx.load(tmp_path / "b" / "text.int8.onnx")
     assert any(tensor.data_type == onnx.TensorProto.INT8 and tensor.dims for tensor in graph.graph.initializer)
