@@ -403,7 +403,7 @@ def test_the_base_is_the_published_training() -> None:
         "trainer.monitor": None,
         "trainer.initial_weights": None,
         "features.video_2d": {"backbone": "resnet152", "rate": 1.0},
-        "features.video_3d": {"backbone": "resnext101", "rate": 1.5},
+        "features.video_3d": {"backbone": "resnext101-3d", "rate": 1.5},
     }
     config = load(BASE)
     found = flat(config.model_dump())

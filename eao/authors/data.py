@@ -114,7 +114,7 @@ def translate_features(loader: Mapping[str, Any]) -> dict[str, Any]:
     clip = kwargs.get("key_2d") == "clip" or (kwargs.get("use_3D") is False and kwargs.get("use_2D", True))
     s3d = kwargs.get("key_3d") == "s3d" or (kwargs.get("use_2D") is False and kwargs.get("use_3D", True))
     video_2d = {"backbone": "clip-vit-b32" if clip else "resnet152", "rate": rate_2d or 1.0}
-    video_3d = {"backbone": "s3d" if s3d else "resnext101", "rate": rate_3d or (1.0 if s3d else 1.5)}
+    video_3d = {"backbone": "s3d" if s3d else "resnext101-3d", "rate": rate_3d or (1.0 if s3d else 1.5)}
     return {
         "video_2d": video_2d if kwargs.get("use_2D", True) else None,
         "video_3d": video_3d if kwargs.get("use_3D", True) else None,

@@ -183,10 +183,15 @@ class EvaluationConfig(Section):
 
 
 class StreamConfig(Section):
-    """One stream of video features: `rate` rows per second from a backbone."""
+    """One stream of video features: `rate` rows per second from a backbone.
+
+    `weights` is the original weights file of its network, a folder for CLIP, or an engine that `eao export-backbone`
+    made of them (.onnx, .xml); None = a package ships them.
+    """
 
     backbone: str
     rate: float = pydantic.Field(gt=0)
+    weights: str | None = None
 
 
 class FeaturesConfig(Section):
@@ -194,6 +199,10 @@ class FeaturesConfig(Section):
 
     video_2d: StreamConfig | None = StreamConfig(backbone="efficientnet-lite0", rate=2.0)
     video_3d: StreamConfig | None = StreamConfig(backbone="activation-motion", rate=2.0)
+
+    def identity(self) -> dict[str, Any]:
+        """What two configurations of the same features have in common: everything but where the weights lie."""
+        return self.model_dump(mode="json", exclude={"video_2d": {"weights"}, "video_3d": {"weights"}})
 
 
 class Config(Section):

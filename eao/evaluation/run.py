@@ -174,7 +174,7 @@ def published_beside(config: Config, dataset: ClipData, items: int, tasks: Seque
 
 def _backbone(features: FeaturesConfig) -> str | None:
     """The family of a model's video features, in the words of `eao.evaluation.published`."""
-    families = {"resnet152": "resnet", "resnext101": "resnet", "s3d": "s3d", "clip-vit-b32": "clip"}
+    families = {"resnet152": "resnet", "resnext101-3d": "resnet", "s3d": "s3d", "clip-vit-b32": "clip"}
     streams = [stream.backbone for stream in (features.video_2d, features.video_3d) if stream is not None]
     found = {families.get(backbone, backbone) for backbone in streams}
     return found.pop() if len(found) == 1 else "+".join(sorted(found)) or None

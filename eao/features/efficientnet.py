@@ -7,15 +7,14 @@ the convolution before it, so that the network is convolutions, ReLU6 and additi
 from __future__ import annotations
 
 import importlib.util
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eao.errors import CheckpointError, missing_dependency
+from eao.errors import missing_dependency
+from eao.features.weights import Weights
 
 # B images, H W their size, D channels
 
@@ -87,7 +86,7 @@ class Block(nn.Module):
 class EfficientNetLite0(nn.Module):
     """The network up to its last feature map, with BatchNorm folded away: inference only.
 
-    Build it with `load_efficientnet_lite0`, or with `from_state_dict` from an original state dict.
+    Build it with `load_efficientnet_lite0`.
     """
 
     def __init__(self) -> None:
@@ -103,22 +102,25 @@ class EfficientNetLite0(nn.Module):
         self.head = Pointwise(inputs, OUTPUT_DIM)
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor]) -> EfficientNetLite0:
+    def from_weights(cls, weights: Weights) -> EfficientNetLite0:
         """Build the network from an original state dict (`_conv_stem.weight`, `_bn0.weight`, `_blocks.0...`).
 
+        The classifier `_fc` is not part of it.
+
         Raises:
-            CheckpointError: if a tensor is missing or has another shape. The classifier `_fc` is ignored.
+            CheckpointError: a tensor is missing, left over, not finite, or of another shape.
         """
         network = cls().eval().requires_grad_(False)
-        _fold(network.stem, state, "_conv_stem", "_bn0")
+        _fold(network.stem, weights, "_conv_stem", "_bn0")
         for index, block in enumerate(network.blocks):
             prefix = f"_blocks.{index}."
             assert isinstance(block, Block)
             if block.expand is not None:
-                _fold(block.expand, state, prefix + "_expand_conv", prefix + "_bn0")
-            _fold(block.depthwise, state, prefix + "_depthwise_conv", prefix + "_bn1")
-            _fold(block.project, state, prefix + "_project_conv", prefix + "_bn2")
-        _fold(network.head, state, "_conv_head", "_bn1")
+                _fold(block.expand, weights, prefix + "_expand_conv", prefix + "_bn0")
+            _fold(block.depthwise, weights, prefix + "_depthwise_conv", prefix + "_bn1")
+            _fold(block.project, weights, prefix + "_project_conv", prefix + "_bn2")
+        _fold(network.head, weights, "_conv_head", "_bn1")
+        weights.finish(unused=["_fc."])
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,6 +136,20 @@ class EfficientNetLite0(nn.Module):
         x = F.relu6(self.stem(images.contiguous(memory_format=torch.channels_last)), inplace=True)
         x = F.relu6(self.head(self.blocks(x)), inplace=True)  # (B, 1280, H/32, W/32)
         return x.mean((2, 3)), torch.linalg.vector_norm(x, dim=1)
+
+
+class FrameFeatures(nn.Module):
+    """EfficientNet-Lite0 from frames to what the backbones of `eao.features.backbones` are made of."""
+
+    def __init__(self, network: EfficientNetLite0) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (B, 224, 224, 3) uint8 RGB to (B, 1280 + 49): pooled features, and the unit-length map of channel
+        norms, row by row."""
+        pooled, norms = self.network(normalise(frames))
+        return torch.cat([pooled, F.normalize(norms.flatten(1), dim=1)], dim=1)
 
 
 def normalise(frames: Tensor) -> Tensor:
@@ -166,37 +182,10 @@ def load_efficientnet_lite0(path: str | Path | None = None, device: str | torch.
         MissingDependencyError: without `path`, if the weights package is not installed.
         CheckpointError: if the file cannot be read or holds another network.
     """
-    path = Path(path) if path is not None else weights_path()
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError(
-            f"cannot read the weights {path}: {_first_line(error)}", "install the package again"
-        ) from None
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict", "give the original .pth file")
-    return EfficientNetLite0.from_state_dict(state).to(device)
+    weights = Weights.read(path if path is not None else weights_path(), "EfficientNet-Lite0")
+    return EfficientNetLite0.from_weights(weights).to(device)
 
 
-def _fold(layer: SameConv | Pointwise, state: Mapping[str, Tensor], conv_name: str, norm_name: str) -> None:
-    """Load a convolution and the BatchNorm after it as one layer with bias, folded in double precision."""
-
-    def get(key: str, shape: tuple[int, ...]) -> Tensor:
-        tensor = state.get(key)
-        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
-            found = "is missing" if not isinstance(tensor, Tensor) else f"has shape {tuple(tensor.shape)}, not {shape}"
-            raise CheckpointError(f"EfficientNet-Lite0 weights: {key} {found}", f"give the original {WEIGHTS_FILE}")
-        return tensor.double()
-
-    shape = tuple(layer.weight.shape) + (1, 1) * isinstance(layer, Pointwise)
-    channels = shape[:1]
-    weight = get(f"{conv_name}.weight", shape)
-    variance = get(f"{norm_name}.running_var", channels)
-    scale = get(f"{norm_name}.weight", channels) / torch.sqrt(variance + _BATCH_NORM_EPS)
-    bias = get(f"{norm_name}.bias", channels) - get(f"{norm_name}.running_mean", channels) * scale
-    layer.weight.copy_((weight * scale[:, None, None, None]).view_as(layer.weight))
-    layer.bias.copy_(bias)  # type: ignore[union-attr]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _fold(layer: SameConv | Pointwise, weights: Weights, conv: str, norm: str) -> None:
+    shape = (*layer.weight.shape, 1, 1) if isinstance(layer, Pointwise) else None
+    weights.fold(layer, conv, norm, _BATCH_NORM_EPS, shape)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from eao.config import FeaturesConfig
 from eao.errors import MediaError
 from eao.features.backbones import Backbone, Forward, Network, Outputs, get_backbone
+from eao.features.fingerprint import fingerprint
 from eao.features.frames import SampledFrame, View
 from eao.features.media import ClipReader, read_audio
 from eao.features.sound import SAMPLE_RATE
@@ -51,16 +52,34 @@ OpenClip = Callable[[str | Path, list[View]], Reader]
 
 
 class Stream(NamedTuple):
-    """One configured stream: how its rows are made, and at which rate."""
+    """One configured stream.
 
+    Attributes:
+        name: as in `features.<name>`.
+        backbone: how its rows are made.
+        rate: of its rows, in 1/s.
+        weights: the configured file or folder of the network's weights.
+    """
+
+    name: str
     backbone: Backbone
     rate: float
+    weights: str | None
+
+    @property
+    def network(self) -> Network:
+        """What looks at its frames."""
+        return self.backbone.network
 
     @property
     def view(self) -> View:
         """The frames that its network is shown."""
-        network = self.backbone.network
+        network = self.network
         return View(self.rate * network.chunk, network.side, network.crop)
+
+    def find_weights(self) -> Path:
+        """The file or folder of the weights. Errors: as `Network.find_weights`."""
+        return self.network.find_weights(self.weights, f"features.{self.name}.weights")
 
 
 class FeatureExtractor:
@@ -83,11 +102,11 @@ class FeatureExtractor:
         self.device = device
         streams = {name: getattr(config, name) for name in STREAMS}
         self.streams: dict[str, Stream] = {
-            name: Stream(get_backbone(stream.backbone), stream.rate)
+            name: Stream(name, get_backbone(stream.backbone), stream.rate, stream.weights)
             for name, stream in streams.items()
             if stream is not None
         }
-        self._loaded: dict[str, Forward] = {}
+        self._loaded: dict[tuple[str, Path], Forward] = {}
 
     @property
     def dims(self) -> dict[str, int]:
@@ -98,10 +117,20 @@ class FeatureExtractor:
         """Load every network now.
 
         Raises:
-            MissingDependencyError: if weights are not installed.
+            ConfigError: if weights are not given, or do not exist.
+            MissingDependencyError: if weights that a package ships, or what runs an engine, are not installed.
+            CheckpointError: if weights cannot be read or are of another network.
         """
         for stream in self.streams.values():
-            self._forward(stream.backbone.network)
+            self._forward(stream)
+
+    def fingerprints(self) -> dict[str, str]:
+        """The SHA-256 of each stream's weights, by the name of the stream. Nothing is loaded.
+
+        Raises:
+            ConfigError, MissingDependencyError: as for `load`.
+        """
+        return {name: fingerprint(stream.find_weights()) for name, stream in self.streams.items()}
 
     def extract(
         self, path: str | Path, check: Callable[[], None] | None = None, open_clip: OpenClip = ClipReader
@@ -120,16 +149,16 @@ class FeatureExtractor:
         """
         if not self.streams:
             return ClipFeatures(None, None, *self.decode_sound(path))
-        runs = {(s.backbone.network.name, s.view): s.backbone.network for s in self.streams.values()}
-        pending = [_Pending(self._forward(network), network, self.device) for network in runs.values()]
-        reader = open_clip(path, [view for _, view in runs])
+        # Streams of one network, with the same weights and frames, share what it computes.
+        runs = {(s.network.name, s.weights, s.view): s for s in self.streams.values()}
+        pending = [_Pending(self._forward(stream), stream.network, self.device) for stream in runs.values()]
+        reader = open_clip(path, [stream.view for stream in runs.values()])
         for frame in reader:
             if pending[frame.view].add(frame.image) and check is not None:
                 check()
         outputs = {key: run.finish() for key, run in zip(runs, pending, strict=True)}
         features = {
-            name: stream.backbone.rows(outputs[stream.backbone.network.name, stream.view])
-            for name, stream in self.streams.items()
+            name: s.backbone.rows(outputs[s.network.name, s.weights, s.view]) for name, s in self.streams.items()
         }
         spectrogram = log_mel(reader.audio) if reader.audio is not None else None
         return ClipFeatures(features.get("video_2d"), features.get("video_3d"), spectrogram, reader.duration)
@@ -150,10 +179,12 @@ class FeatureExtractor:
             raise MediaError(f"{path} has no sound", "give a file with an audio stream")
         return log_mel(samples), samples.size / SAMPLE_RATE
 
-    def _forward(self, network: Network) -> Forward:
-        if network.name not in self._loaded:
-            self._loaded[network.name] = network.load(self.device)
-        return self._loaded[network.name]
+    def _forward(self, stream: Stream) -> Forward:
+        weights = stream.find_weights()
+        key = (stream.network.name, weights)
+        if key not in self._loaded:
+            self._loaded[key] = stream.network.load(weights, self.device)
+        return self._loaded[key]
 
 
 @dataclass
@@ -181,7 +212,7 @@ class _Pending:
             self.frames += [np.zeros_like(self.frames[0])] * lacking
         if self.frames:
             self._compute()
-        return {name: np.concatenate([part[name] for part in self.outputs]) for name in self.outputs[0]}
+        return np.concatenate(self.outputs)
 
     def _compute(self) -> None:
         images = np.stack(self.frames)

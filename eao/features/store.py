@@ -92,7 +92,7 @@ class FeatureStore:
                     f"another run is writing to {self.folder}", "wait for it, or give another output folder"
                 ) from None
             with _disk_errors(self.folder):
-                config = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+                config = yaml.safe_dump(self.config.identity(), sort_keys=False)
                 write_text(self.folder / CONFIG_FILE, config)
                 # A line that was torn when an earlier run was killed must not be continued by the next.
                 self._write_manifest()
@@ -149,7 +149,7 @@ class FeatureStore:
             raise ConfigError(
                 f"cannot read {path}: {' '.join(str(error).split())}", "give another output folder"
             ) from None
-        wanted = self.config.model_dump(mode="json")
+        wanted = self.config.identity()
         if found != wanted:
             known = found if isinstance(found, dict) else {}
             differing = [key for key in wanted if wanted[key] != known.get(key)]

@@ -319,7 +319,7 @@ class Index:
                 f"{self.path} was made with the model {_name(made)}, not with {_name(given)}",
                 "search with the model it was made with, or make another index",
             )
-        if made.config.features != given.config.features:
+        if made.config.features.identity() != given.config.features.identity():
             raise RetrievalError(
                 f"{self.path} holds other features than this model is set to extract "
                 f"({_shown(made.config.features)}, not {_shown(given.config.features)})",

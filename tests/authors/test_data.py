@@ -132,7 +132,7 @@ def test_word_vectors_are_not_read_beside_clip() -> None:
 
 
 def test_feature_streams() -> None:
-    resnet, resnext = {"backbone": "resnet152", "rate": 1.0}, {"backbone": "resnext101", "rate": 1.5}
+    resnet, resnext = {"backbone": "resnet152", "rate": 1.0}, {"backbone": "resnext101-3d", "rate": 1.5}
     assert translate_features(loader("MSRVTT")) == {"video_2d": resnet, "video_3d": resnext}
     s3d = {"video_2d": None, "video_3d": {"backbone": "s3d", "rate": 1.0}}
     assert translate_features(loader("MSRVTT", use_2D=False)) == s3d

@@ -101,7 +101,7 @@ HOWTO = {"type": "howto100m", "csv": "a", "captions": "b", "features_2d": "c", "
 RESNET = {
     "features": {
         "video_2d": {"backbone": "resnet152", "rate": 1},
-        "video_3d": {"backbone": "resnext101", "rate": 1.5},
+        "video_3d": {"backbone": "resnext101-3d", "rate": 1.5},
     }
 }
 
