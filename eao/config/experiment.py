@@ -195,10 +195,11 @@ class StreamConfig(Section):
 
 
 class FeaturesConfig(Section):
-    """What is computed from a video file. Audio is always the 40-band log-mel spectrogram of the paper."""
+    """What is computed from a video file. `audio` is the 40-band log-mel spectrogram of the paper."""
 
     video_2d: StreamConfig | None = StreamConfig(backbone="efficientnet-lite0", rate=2.0)
     video_3d: StreamConfig | None = StreamConfig(backbone="activation-motion", rate=2.0)
+    audio: bool = True
 
     def identity(self) -> dict[str, Any]:
         """What two configurations of the same features have in common: everything but where the weights lie."""

@@ -15,7 +15,7 @@ from eao.errors import MediaError
 from eao.features.backbones import Backbone, Forward, Network, Outputs, get_backbone
 from eao.features.fingerprint import fingerprint
 from eao.features.frames import SampledFrame, View
-from eao.features.media import ClipReader, read_audio
+from eao.features.media import ClipReader
 from eao.features.sound import SAMPLE_RATE
 from eao.features.spectrogram import log_mel
 
@@ -49,6 +49,14 @@ class Reader(Protocol):
 
 
 OpenClip = Callable[[str | Path, list[View]], Reader]
+Compute = Callable[[Forward, NDArray[np.uint8]], Callable[[], Outputs]]
+"""Begins to compute a batch; what it gives waits for the outputs."""
+
+
+def compute_now(forward: Forward, images: NDArray[np.uint8]) -> Callable[[], Outputs]:
+    """Compute a batch at once."""
+    outputs = forward(images)
+    return lambda: outputs
 
 
 class Stream(NamedTuple):
@@ -133,7 +141,11 @@ class FeatureExtractor:
         return {name: fingerprint(stream.find_weights()) for name, stream in self.streams.items()}
 
     def extract(
-        self, path: str | Path, check: Callable[[], None] | None = None, open_clip: OpenClip = ClipReader
+        self,
+        path: str | Path,
+        check: Callable[[], None] | None = None,
+        open_clip: OpenClip = ClipReader,
+        compute: Compute = compute_now,
     ) -> ClipFeatures:
         """Features of one video file (of the sound alone, if the configuration has no video stream).
 
@@ -143,15 +155,16 @@ class FeatureExtractor:
             path: the file.
             check: called before each batch; what it raises ends the work.
             open_clip: what decodes it.
+            compute: what computes the batches of its frames.
 
         Raises:
             MediaError: if the file cannot be decoded, or holds nothing that the configuration asks for.
         """
         if not self.streams:
-            return ClipFeatures(None, None, *self.decode_sound(path))
+            return ClipFeatures(None, None, *self.decode_sound(path, open_clip))
         # Streams of one network, with the same weights and frames, share what it computes.
         runs = {(s.network.name, s.weights, s.view): s for s in self.streams.values()}
-        pending = [_Pending(self._forward(stream), stream.network, self.device) for stream in runs.values()]
+        pending = [_Pending(self._forward(s), s.network, self.device, compute) for s in runs.values()]
         reader = open_clip(path, [stream.view for stream in runs.values()])
         for frame in reader:
             if pending[frame.view].add(frame.image) and check is not None:
@@ -160,7 +173,7 @@ class FeatureExtractor:
         features = {
             name: s.backbone.rows(outputs[s.network.name, s.weights, s.view]) for name, s in self.streams.items()
         }
-        spectrogram = log_mel(reader.audio) if reader.audio is not None else None
+        spectrogram = log_mel(reader.audio) if self.config.audio and reader.audio is not None else None
         return ClipFeatures(features.get("video_2d"), features.get("video_3d"), spectrogram, reader.duration)
 
     def extract_audio(self, path: str | Path) -> NDArray[np.float32]:
@@ -172,11 +185,14 @@ class FeatureExtractor:
         return self.decode_sound(path)[0]
 
     @staticmethod
-    def decode_sound(path: str | Path) -> tuple[NDArray[np.float32], float]:
+    def decode_sound(path: str | Path, open_clip: OpenClip = ClipReader) -> tuple[NDArray[np.float32], float]:
         """The spectrogram (40, T) of a file's sound, and its length in seconds. Errors: as for `extract_audio`."""
-        samples = read_audio(path)
+        reader = open_clip(path, [])
+        for _ in reader:
+            pass
+        samples = reader.audio
         if samples is None:
-            raise MediaError(f"{path} has no sound", "give a file with an audio stream")
+            raise MediaError(f"{path} has no sound", "give a file with an audio stream", "no-sound")
         return log_mel(samples), samples.size / SAMPLE_RATE
 
     def _forward(self, stream: Stream) -> Forward:
@@ -194,8 +210,9 @@ class _Pending:
     forward: Forward
     network: Network
     device: str
+    compute: Compute
     frames: list[NDArray[np.uint8]] = field(default_factory=list)
-    outputs: list[Outputs] = field(default_factory=list)
+    outputs: list[Callable[[], Outputs]] = field(default_factory=list)
 
     def add(self, image: NDArray[np.uint8]) -> bool:
         """Take a frame. Returns whether a batch was computed."""
@@ -212,11 +229,11 @@ class _Pending:
             self.frames += [np.zeros_like(self.frames[0])] * lacking
         if self.frames:
             self._compute()
-        return np.concatenate(self.outputs)
+        return np.concatenate([wait() for wait in self.outputs])
 
     def _compute(self) -> None:
         images = np.stack(self.frames)
         if self.network.chunk > 1:
             images = images.reshape(-1, self.network.chunk, *images.shape[1:])
-        self.outputs.append(self.forward(images))
+        self.outputs.append(self.compute(self.forward, images))
         self.frames.clear()
