@@ -6,6 +6,26 @@ keeps its traceback.
 
 from __future__ import annotations
 
+from typing import Literal
+
+MediaKind = Literal[
+    "missing",
+    "unreadable",
+    "not-media",
+    "no-video-stream",
+    "no-sound",
+    "no-frames",
+    "truncated",
+    "damaged",
+    "too-large",
+    "too-long",
+    "unsupported-codec",
+    "crashed",
+    "stalled",
+]
+"""Why a media file could not be decoded, for programs: `unreadable` is what is no plain file or may not be read,
+`crashed` and `stalled` are what happened to the process that decoded it."""
+
 
 class EaoError(Exception):
     """Base of every error that a user can mend.
@@ -37,7 +57,19 @@ class DataError(EaoError):
 
 
 class MediaError(EaoError):
-    """A video or audio file cannot be decoded."""
+    """A video or audio file cannot be decoded.
+
+    Args:
+        message: as for `EaoError`.
+        hint: likewise.
+        kind: the reason in one word, the same for all files that fail in this way.
+        at: seconds up to which the file is sound, if that is known; of truncated files.
+    """
+
+    def __init__(self, message: str, hint: str = "", kind: MediaKind = "damaged", at: float | None = None) -> None:
+        super().__init__(message, hint)
+        self.kind: MediaKind = kind
+        self.at = at
 
 
 class ExportError(EaoError):

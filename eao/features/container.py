@@ -6,12 +6,15 @@ Files are not trusted: only known formats are opened, and none that can make FFm
 from __future__ import annotations
 
 import math
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from eao.errors import MediaError
+from eao.errors import MediaError, MediaKind
+from eao.features.limits import Budget, Limits
 
 if TYPE_CHECKING:
     import av
@@ -24,7 +27,10 @@ if TYPE_CHECKING:
 LATE_AUDIO = 0.1
 """Seconds by which sound and picture may start apart without meaning it: codecs need that much to get going."""
 
+_Stream = TypeVar("_Stream", bound="av.stream.Stream")
 _DISPLAY_SLACK = 60.0  # seconds by which timestamps may run beyond the stated duration
+_JUMP = 1.0  # seconds by which timestamps go back only where recordings were joined
+_TAIL = 4096  # bytes before the end of a file in which broken data mean that it was cut off
 
 # FFmpeg demuxers that may open a file. Playlists (hls, dash, concat) are left out: they make FFmpeg open other files.
 _FORMATS = (
@@ -38,71 +44,109 @@ _STATED_DURATION = frozenset({"mov", "mp4", "matroska", "webm", "avi", "wav", "a
 
 @dataclass
 class Clock:
-    """The time axis of a file: where it starts, and how far its packets reach."""
+    """The time axis of a file: where it starts, how far its packets reach, and how much of it was read."""
 
     container: InputContainer
     video: VideoStream | None
     audio: AudioStream | None
+    budget: Budget
     origin: float | None = None
     packets_end: float = field(default=-math.inf)
+    position: int = 0
+    _shift: float = 0.0
+    _last: float = 0.0
 
     def see(self, packet: Packet[Any]) -> None:
         """Note how far a packet reaches."""
         if packet.pts is not None and packet.time_base:
             self.packets_end = max(self.packets_end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.pos is not None:
+            self.position = max(self.position, packet.pos + packet.size)
 
-    def frame_time(self, path: Path, frame: VideoFrame) -> float | None:
-        """Seconds of a video frame from the start of the clip; the first one decides where that is."""
+    def frame_time(self, frame: VideoFrame) -> float | None:
+        """Seconds of a video frame from the start of the clip; the first one decides where that is.
+
+        Where recordings were joined without new timestamps, time goes on after the jump.
+        """
         if frame.pts is None or frame.time_base is None:
             return None
         time = float(frame.pts * frame.time_base)
         if self.origin is None:
             start = _start(self.audio)
             self.origin = start if start is not None and time - start > LATE_AUDIO else time
-        time -= self.origin
-        stated = stated_duration(self.container)
+        time += self._shift - self.origin
+        if time < self._last - _JUMP:
+            self._shift += self._last - time
+            time = self._last
+        self._last = time
+        self.check_time(time)
+        return time
+
+    def check_time(self, time: float) -> None:
+        """Raise MediaError if a frame is shown at a time that the file cannot mean, or that is over the limit."""
+        path, stated = self.budget.path, stated_duration(self.container)
         if stated is not None and time > stated + _DISPLAY_SLACK:
             raise MediaError(
                 f"{path}: a frame is dated {time:.0f} s in a file of {stated:.0f} s",
                 "its timestamps are damaged: encode it again",
             )
-        return time
+        self.budget.duration(time)
 
-    def check_end(self, path: Path, container: InputContainer) -> None:
-        """Raise MediaError if the file ends clearly before the duration its header states."""
-        stated = stated_duration(container)
-        if stated is None or not _STATED_DURATION & set(container.format.name.split(",")):
-            return
+    @property
+    def reached(self) -> float:
+        """Seconds of the clip up to which packets were read."""
         # Matroska counts the time before the first frame, MP4 does not: the doubt is the file's benefit.
-        reached = self.packets_end - min((container.start_time or 0) / 1_000_000, 0.0)
-        if reached < stated - max(0.3, 0.02 * stated):
-            raise MediaError(
-                f"{path} is truncated: its header states {stated:.1f} s, its data end at {max(reached, 0):.1f} s",
-                "copy or download it again",
+        return max(self.packets_end - min((self.container.start_time or 0) / 1_000_000, 0.0), 0.0)
+
+    def check_end(self) -> None:
+        """Raise MediaError if the file ends clearly before the duration its header states."""
+        stated = stated_duration(self.container)
+        if stated is None or not _STATED_DURATION & set(self.container.format.name.split(",")):
+            return
+        if self.reached < stated - max(0.3, 0.02 * stated):
+            raise self._truncated(f": its header states {stated:.1f} s, its data end at {self.reached:.1f} s")
+
+    def failure(self, what: str, error: BaseException) -> MediaError:
+        """The error for data that cannot be read: at the end of the file they were cut off, elsewhere damaged."""
+        if isinstance(error, MemoryError):
+            return MediaError(
+                f"{self.budget.path}: decoding it takes more memory than is allowed", "encode it again", "too-large"
             )
+        if self.position >= self.budget.size - _TAIL:
+            return self._truncated(f" after {self.reached:.1f} s: {what} ({_reason(error)})")
+        return MediaError(
+            f"{self.budget.path} is damaged after {self.reached:.1f} s: {what} ({_reason(error)})",
+            "copy or download it again",
+            at=self.reached,
+        )
+
+    def _truncated(self, detail: str) -> MediaError:
+        return MediaError(
+            f"{self.budget.path} is truncated{detail}", "copy or download it again", "truncated", self.reached
+        )
 
 
-def decode_streams(
-    path: Path, container: InputContainer, video: VideoStream | None, audio: AudioStream | None, clock: Clock
-) -> Iterator[tuple[VideoStream | AudioStream, Any]]:
+def decode_streams(clock: Clock) -> Iterator[tuple[VideoStream | AudioStream, Any]]:
     """Demux once and decode the wanted streams, each in order of display."""
     from av.error import EOFError as EndOfFile
     from av.error import FFmpegError
 
-    wanted = [stream for stream in (video, audio) if stream is not None]
+    budget = clock.budget
+    wanted = {stream.index: stream for stream in (clock.video, clock.audio) if stream is not None}
     begun: set[int] = set()
-    packets = container.demux()
+    packets = clock.container.demux()
     while True:
         try:
             packet = next(packets, None)
         except FFmpegError as error:
-            raise MediaError(f"{path} is damaged or truncated: {_reason(error)}", "copy or download it again") from None
+            raise clock.failure("its packets cannot be read", error) from None
         if packet is None:
             return
         clock.see(packet)
-        stream = next((stream for stream in wanted if stream.index == packet.stream.index), None)
+        stream = wanted.get(packet.stream.index)
         if stream is None:
             continue
+        budget.packet()
         try:
             frames: list[Any] = list(packet.decode())
         except EndOfFile:
@@ -111,47 +155,113 @@ def decode_streams(
             # A recording that was cut out of a broadcast starts in the middle of a group of pictures.
             if stream.index not in begun and packet.pts is not None:
                 continue
-            raise MediaError(
-                f"{path} is damaged or truncated: its {stream.type} cannot be decoded ({_reason(error)})",
-                "copy or download it again",
-            ) from None
+            raise clock.failure(f"its {stream.type} cannot be decoded", error) from None
         for frame in frames:
             begun.add(stream.index)
+            if stream is clock.video:
+                budget.picture(frame.width, frame.height)
+            else:
+                budget.sound()
             yield stream, frame
 
 
-def open_media(path: Path) -> InputContainer:
-    """Open a media file for reading, with the safeguards of the module's docstring."""
+def open_media(path: Path, limits: Limits) -> InputContainer:
+    """Open a media file for reading, with the safeguards of the module's docstring.
+
+    Raises:
+        MediaError: if it is missing, no plain file (also behind links), may not be read, is too large, or is no media.
+    """
     import av
     from av.error import FFmpegError
 
-    if path.is_dir():
-        raise MediaError(f"{path} is a folder, not a media file", "give one file, or extract the whole folder")
-    try:
-        if path.stat().st_size == 0:
-            raise MediaError(f"{path} is empty", "copy or download it again")
-    except OSError as error:
-        raise MediaError(f"cannot read {path}: {error.strerror}", "check the path") from None
-    options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+    _check_file(path, limits)
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": _FORMATS,
+        "max_pixels": str(limits.max_pixels),  # of frames that are decoded to find out about the file
+    }
     try:
         # An absolute path cannot be taken for a protocol, as `concat:x.mp4` would be.
         return av.open(str(path.absolute()), options=options, metadata_errors="replace")
     except (FFmpegError, ValueError) as error:
+        if _lacks_index(path):
+            raise MediaError(
+                f"{path} is truncated: its index, which is written last, is missing",
+                "copy or download it again; of a recording that was broken off, tools like untrunc save what is there",
+                "truncated",
+            ) from None
         hint = "check that it is a complete video or audio file (mp4, mkv, webm, avi, mov, wav, m4a ...)"
-        raise MediaError(f"cannot read {path} as video or sound: {_reason(error)}", hint) from None
+        raise MediaError(f"cannot read {path} as video or sound: {_reason(error)}", hint, "not-media") from None
+
+
+def _check_file(path: Path, limits: Limits) -> None:
+    # Opening a pipe waits for a writer, and a device such as /dev/zero has no end.
+    try:
+        status = path.stat()
+        readable = os.access(path, os.R_OK)
+    except (OSError, ValueError) as error:
+        kind: MediaKind = "missing" if isinstance(error, FileNotFoundError | NotADirectoryError) else "unreadable"
+        raise MediaError(f"cannot read {path}: {_reason(error)}", "check the path", kind) from None
+    if stat.S_ISDIR(status.st_mode):
+        raise MediaError(
+            f"{path} is a folder, not a media file", "give one file, or extract the whole folder", "unreadable"
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError(f"{path} is a device, pipe or socket, not a file", "give a file", "unreadable")
+    if not readable:
+        raise MediaError(f"cannot read {path}: Permission denied", "check its permissions", "unreadable")
+    if status.st_size == 0:
+        raise MediaError(f"{path} is empty", "copy or download it again", "not-media")
+    if status.st_size > limits.max_bytes:
+        raise MediaError(
+            f"{path} is a file of {status.st_size:,} bytes, the limit is {limits.max_bytes:,}",
+            "cut it into parts, or raise max_bytes",
+            "too-large",
+        )
+
+
+def _lacks_index(path: Path) -> bool:
+    """Whether this is the start of an MP4 file whose `moov` box is missing or cut off."""
+    size = path.stat().st_size
+    position, first = 0, True
+    with path.open("rb") as file:
+        while position + 8 <= size:
+            file.seek(position)
+            header = file.read(16).ljust(16, b"\0")
+            length, name = int.from_bytes(header[:4], "big"), header[4:8]
+            if length == 1:
+                length = int.from_bytes(header[8:], "big")
+            if first and name != b"ftyp":
+                return False
+            if name == b"moov" and position + length <= size:
+                return False
+            if length < 8:  # 0: up to the end of the file
+                return length == 0
+            position, first = position + length, False
+    return not first
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The first video stream that is no cover picture."""
+    """The video stream that a player shows: no cover picture, and the default one if several can be decoded."""
     from av.stream import Disposition
 
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
-    return next((stream for stream in container.streams.video if not stream.disposition & pictures), None)
+    return _preferred([stream for stream in container.streams.video if not stream.disposition & pictures])
 
 
 def audio_stream(container: InputContainer) -> AudioStream | None:
-    """The first audio stream of a known codec."""
-    return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+    """The audio stream that a player plays: of a known codec, and the default one if there are several."""
+    stream = _preferred(list(container.streams.audio))
+    return stream if stream is not None and stream.codec_context is not None else None
+
+
+def _preferred(streams: list[_Stream]) -> _Stream | None:
+    from av.stream import Disposition
+
+    def rank(stream: _Stream) -> tuple[bool, bool]:
+        return stream.codec_context is None, not stream.disposition & Disposition.default
+
+    return min(streams, key=rank, default=None)
 
 
 def stated_duration(container: InputContainer) -> float | None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from eao.errors import MediaError
+from eao.features.container import Clock
+
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
 
 _TICK = 1e-3  # Matroska rounds timestamps to milliseconds
 _MAX_ASPECT = 4  # of a resized frame, against absurdly elongated pictures
@@ -52,8 +54,11 @@ class SampledFrame:
 class Sampler:
     """Picks the frames that are shown at k/rate for each view. Holds one frame at a time."""
 
-    def __init__(self, views: Sequence[View], stream: VideoStream) -> None:
+    def __init__(self, views: Sequence[View], clock: Clock) -> None:
+        stream = clock.video
+        assert stream is not None
         self.views = tuple(views)
+        self.clock = clock
         self.next_rows = [0] * len(self.views)
         self.convert = _Converter(stream.sample_aspect_ratio)
         self.default_length = 1 / float(stream.average_rate or stream.guessed_rate or 25)
@@ -73,7 +78,18 @@ class Sampler:
         self.count += 1
 
     def finish(self) -> Iterator[SampledFrame]:
-        """The rows of the last frame."""
+        """The rows of the last frame.
+
+        Raises:
+            MediaError: if there was no frame at all.
+        """
+        if self.held is None:
+            raise MediaError(
+                f"{self.clock.budget.path}: its video stream holds no frame that can be decoded",
+                "encode it again",
+                "no-frames",
+            )
+        self.clock.check_time(self.end)
         yield from self._emit_before(self.end)
         if not any(self.next_rows):  # a clip shorter than a tick still has its first frame
             yield from self._emit_before(2 * _TICK)

@@ -10,9 +10,10 @@ time:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,12 @@ from eao.features.container import (
     video_stream,
 )
 from eao.features.frames import SampledFrame, Sampler, View
-from eao.features.sound import Sound
+from eao.features.limits import Budget, Limits
+from eao.features.sound import SAMPLE_RATE, Sound
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -73,17 +79,17 @@ class MediaInfo:
     has_audio: bool
 
 
-def probe(path: str | Path) -> MediaInfo:
+def probe(path: str | Path, limits: Limits | None = None) -> MediaInfo:
     """Read the header of a media file, without decoding.
 
     Raises:
-        MediaError: if the file is missing, empty or no known media format.
+        MediaError: if the file is missing, empty, larger than the limit, or no known media format.
 
     Example:
         >>> probe("clip.mp4")  # doctest: +SKIP
         MediaInfo(duration=4.0, width=192, height=192, fps=25.0, has_video=True, has_audio=True)
     """
-    with open_media(Path(path)) as container:
+    with open_media(Path(path), limits or Limits()) as container:
         video, audio = video_stream(container), audio_stream(container)
         return MediaInfo(
             duration=stated_duration(container),
@@ -98,73 +104,103 @@ def probe(path: str | Path) -> MediaInfo:
 class ClipReader:
     """Decodes one file in a single pass: iterate over its frames, then read `audio` and `duration`.
 
-    Frames are resized as they are decoded, so that memory does not grow with the length of the video (the sound does:
-    64 kB a second). Each frame is rotated upright, scaled and cropped as its view says.
+    Memory does not grow with the length of the file: frames are resized as they are decoded, and sound of more than ten
+    minutes goes to a temporary file (64 kB a second, in `$TMPDIR`), of which `audio` is a map. Each frame is rotated
+    upright, scaled and cropped as its view says.
 
     Args:
         path: a video file.
-        views: the frames that are wanted; those of all views come in order of time.
+        views: the frames that are wanted, those of all views come in order of time; none for the sound alone, which
+            needs no video.
         want_audio: whether to decode the sound too.
         threads: of the video decoder; 1 is best when several clips are decoded side by side.
+        limits: what the file may demand.
+        progress: called for each packet.
 
     Raises:
-        MediaError: while iterating, if the file is missing, unreadable, damaged, truncated, or holds no video.
+        MediaError: while iterating, if the file is missing, unreadable, damaged, truncated, over a limit, or holds no
+            video. A file that fails at its end has given its frames by then: the caller drops them.
     """
 
-    def __init__(self, path: str | Path, views: Sequence[View], want_audio: bool = True, threads: int = 1) -> None:
-        if not views or any(view.rate <= 0 or view.side <= 0 for view in views):
-            raise ValueError(f"views must be one or more of positive rate and size, not {list(views)}")
+    def __init__(
+        self,
+        path: str | Path,
+        views: Sequence[View],
+        want_audio: bool = True,
+        threads: int = 1,
+        limits: Limits | None = None,
+        progress: Callable[[], None] | None = None,
+    ) -> None:
+        if any(view.rate <= 0 or view.side <= 0 for view in views):
+            raise ValueError(f"views must be of positive rate and size, not {list(views)}")
         self.path = Path(path)
         self.views = tuple(views)
         self.want_audio = want_audio
         self.threads = threads
+        self.limits = limits or Limits()
+        self.progress = progress
         self.audio: NDArray[np.float32] | None = None
+        self.audio_file: IO[bytes] | None = None
         self.duration = 0.0
 
     def __iter__(self) -> Iterator[SampledFrame]:
-        with open_media(self.path) as container:
-            video = video_stream(container)
-            if video is None:
-                raise MediaError(f"{self.path} has no video stream", "for sound alone, give it as audio")
-            if video.codec_context is None:
-                raise MediaError(
-                    f"{self.path}: there is no decoder for its video", "encode it again, for example as H.264"
-                )
-            video.codec_context.thread_count = self.threads
+        from av.error import FFmpegError
+
+        with open_media(self.path, self.limits) as container:
+            budget = Budget(self.path, self.limits, self.progress)
+            budget.duration(stated_duration(container) or 0.0)
+            video = self._prepare_video(container, budget) if self.views else None
             audio = audio_stream(container) if self.want_audio else None
-            sampler = Sampler(self.views, video)
-            sound = Sound(self.path)
-            clock = Clock(container, video, audio)
-            for stream, frame in decode_streams(self.path, container, video, audio, clock):
-                if stream is audio:
-                    sound.add(frame)
-                else:
-                    yield from sampler.add(frame, clock.frame_time(self.path, frame))
-            if sampler.count == 0:
-                raise MediaError(f"{self.path}: its video stream holds no frame that can be decoded", "encode it again")
+            clock = Clock(container, video, audio, budget)
+            try:
+                yield from self._decode(clock)
+            except (FFmpegError, MemoryError) as error:
+                raise clock.failure("it cannot be converted", error) from None
+
+    def _decode(self, clock: Clock) -> Iterator[SampledFrame]:
+        sampler = Sampler(self.views, clock) if clock.video is not None else None
+        sound = Sound(clock.budget)
+        for stream, frame in decode_streams(clock):
+            if stream is clock.audio:
+                sound.add(frame)
+            elif sampler is not None:
+                yield from sampler.add(frame, clock.frame_time(frame))
+        if sampler is not None:
             yield from sampler.finish()
-            clock.check_end(self.path, container)
+        clock.check_end()
+        sound.finish(clock.origin)
+        self.audio, self.audio_file = sound.samples, sound.file
+        if sampler is not None:
             self.duration = sampler.end
-            self.audio = sound.finish(clock.origin)
+        elif self.audio is not None:
+            self.duration = self.audio.size / SAMPLE_RATE
+
+    def _prepare_video(self, container: InputContainer, budget: Budget) -> VideoStream:
+        video = video_stream(container)
+        if video is None:
+            raise MediaError(f"{self.path} has no video stream", "for sound alone, give it as audio", "no-video-stream")
+        if video.codec_context is None:
+            raise MediaError(
+                f"{self.path}: there is no decoder for its video",
+                "encode it again, for example as H.264",
+                "unsupported-codec",
+            )
+        budget.dimensions(video.width, video.height)
+        video.codec_context.thread_count = self.threads
+        video.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}  # it may change on the way
+        return video
 
 
-def read_audio(path: str | Path) -> NDArray[np.float32] | None:
+def read_audio(path: str | Path, limits: Limits | None = None) -> NDArray[np.float32] | None:
     """The sound of an audio or video file: (samples,) float32, mono at 16 kHz; None without an audio stream.
 
     The 4 dB by which AVLnet's recipe attenuates the sound is left out: it keeps 16-bit samples from clipping, and
     cancels in a spectrogram that is relative to its own maximum.
 
     Raises:
-        MediaError: if the file is missing, unreadable, damaged or truncated.
+        MediaError: if the file is missing, unreadable, damaged, truncated or over a limit.
     """
-    path = Path(path)
-    with open_media(path) as container:
-        audio = audio_stream(container)
-        if audio is None:
-            return None
-        sound = Sound(path)
-        clock = Clock(container, None, audio)
-        for _, frame in decode_streams(path, container, None, audio, clock):
-            sound.add(frame)
-        clock.check_end(path, container)
-        return sound.finish(clock.origin)
+    reader = ClipReader(path, (), limits=limits)
+    for _ in reader:
+        pass
+    return reader.audio
