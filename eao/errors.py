@@ -22,9 +22,12 @@ MediaKind = Literal[
     "unsupported-codec",
     "crashed",
     "stalled",
+    "download",
+    "subtitles",
+    "no-clips",
 ]
-"""Why a media file could not be decoded, for programs: `unreadable` is what is no plain file or may not be read,
-`crashed` and `stalled` are what happened to the process that decoded it."""
+"""Why a media file gave no features, for programs: `unreadable` is what is no plain file or may not be read, `crashed`
+and `stalled` are what happened to the process that decoded it, `no-clips` is a file none of whose clips lie in it."""
 
 
 class EaoError(Exception):

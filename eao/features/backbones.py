@@ -82,6 +82,10 @@ class Network:
         size = self.side if self.crop else None
         return (*([self.chunk] if self.chunk > 1 else []), size, size, 3)
 
+    def size_on(self, device: str) -> int:
+        """Rows of a batch on a torch device."""
+        return self.batch_size if device == "cpu" else self.gpu_batch_size
+
     def find_weights(self, given: str | Path | None, key: str = "weights") -> Path:
         """The file or folder of the weights.
 

@@ -49,11 +49,11 @@ class Reader(Protocol):
 
 
 OpenClip = Callable[[str | Path, list[View]], Reader]
-Compute = Callable[[Forward, NDArray[np.uint8]], Callable[[], Outputs]]
-"""Begins to compute a batch; what it gives waits for the outputs."""
+Compute = Callable[[Forward, NDArray[np.uint8], int], Callable[[], Outputs]]
+"""Begins to compute a batch, which may hold fewer rows than the size given; what it gives waits for the outputs."""
 
 
-def compute_now(forward: Forward, images: NDArray[np.uint8]) -> Callable[[], Outputs]:
+def compute_now(forward: Forward, images: NDArray[np.uint8], size: int) -> Callable[[], Outputs]:
     """Compute a batch at once."""
     outputs = forward(images)
     return lambda: outputs
@@ -164,7 +164,9 @@ class FeatureExtractor:
             return ClipFeatures(None, None, *self.decode_sound(path, open_clip))
         # Streams of one network, with the same weights and frames, share what it computes.
         runs = {(s.network.name, s.weights, s.view): s for s in self.streams.values()}
-        pending = [_Pending(self._forward(s), s.network, self.device, compute) for s in runs.values()]
+        pending = [
+            _Pending(self._forward(s), s.network, s.network.size_on(self.device), compute) for s in runs.values()
+        ]
         reader = open_clip(path, [stream.view for stream in runs.values()])
         for frame in reader:
             if pending[frame.view].add(frame.image) and check is not None:
@@ -209,7 +211,7 @@ class _Pending:
 
     forward: Forward
     network: Network
-    device: str
+    size: int
     compute: Compute
     frames: list[NDArray[np.uint8]] = field(default_factory=list)
     outputs: list[Callable[[], Outputs]] = field(default_factory=list)
@@ -217,8 +219,7 @@ class _Pending:
     def add(self, image: NDArray[np.uint8]) -> bool:
         """Take a frame. Returns whether a batch was computed."""
         self.frames.append(image)
-        size = self.network.batch_size if self.device == "cpu" else self.network.gpu_batch_size
-        if len(self.frames) < size * self.network.chunk:
+        if len(self.frames) < self.size * self.network.chunk:
             return False
         self._compute()
         return True
@@ -235,5 +236,5 @@ class _Pending:
         images = np.stack(self.frames)
         if self.network.chunk > 1:
             images = images.reshape(-1, self.network.chunk, *images.shape[1:])
-        self.outputs.append(self.compute(self.forward, images))
+        self.outputs.append(self.compute(self.forward, images, self.size))
         self.frames.clear()

@@ -108,7 +108,7 @@ class ClipRule:
         """See that the rule fits a file before it is decoded.
 
         Raises:
-            DataError: there are no subtitles, or damaged ones.
+            MediaError: there are no subtitles, or damaged ones.
         """
         if self.kind == "subtitles" and not source.parts:
             self._cues(source)
@@ -122,8 +122,7 @@ class ClipRule:
             cuts: when shots begin, ascending, for the rule `shots`.
 
         Raises:
-            MediaError: no clip lies inside the file.
-            DataError: its subtitles are missing or damaged.
+            MediaError: no clip lies inside the file, or its subtitles are missing or damaged.
         """
         duration = round(duration, 3)
         if source.parts:
@@ -142,7 +141,7 @@ class ClipRule:
             raise MediaError(
                 f"{source.name} lasts {duration:g} s, and none of its clips begins before that",
                 "check the times in the list or in the subtitles",
-                "truncated",
+                "no-clips",
             )
         return inside
 
@@ -159,16 +158,20 @@ class ClipRule:
         return [(start, end, source.captions) for start, end in itertools.pairwise(edges)]
 
     def _cues(self, source: Source) -> list[Cue]:
-        if source.is_remote and self.folder is None:
-            raise DataError(f"{source.name} has no folder with subtitles", "give one: --clips subtitles:FOLDER")
-        found = find_subtitles(source.path, self.folder, source.id)
+        found = None
+        if self.folder is not None or not source.is_remote:
+            found = find_subtitles(source.path, self.folder, source.id)
         if found is None:
-            place = self.folder or source.path.parent
-            raise DataError(
-                f"{source.name} has no subtitles: there is no .vtt or .srt file of its name in {place}",
-                "leave the file out, or give --clips subtitles:FOLDER",
+            raise MediaError(
+                f"{source.name} has no subtitles: there is no .vtt or .srt file of its name "
+                f"{f'in {self.folder}' if self.folder is not None else 'beside it'}",
+                "leave the file out, or name their folder: --clips subtitles:FOLDER",
+                "subtitles",
             )
-        return read_subtitles(found)
+        try:
+            return read_subtitles(found)
+        except DataError as error:
+            raise MediaError(error.message, error.hint, "subtitles") from None
 
 
 def shot_edges(cuts: Sequence[float], duration: float, shortest: float, longest: float) -> list[float]:

@@ -1,12 +1,18 @@
-"""Features on disk: which clips are finished, and adding one so that a broken-off run leaves no half of it."""
+"""Features on disk: which clips are finished, and adding one so that a broken-off run leaves no half of it.
+
+A run that was killed at any moment and is then repeated ends with the same bytes as one that was left alone. So nothing
+that is written depends on the order of the work or on the clock: lines are sorted at the end, and what a killed run
+left underway lies in `.work`, which the next run empties.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +22,11 @@ import yaml
 from eao.config import FeaturesConfig
 from eao.data.folder import KEYS, SUFFIXES
 from eao.errors import ConfigError, DataError
-from eao.files import atomic_path, write_text
+from eao.features.inputs import Source
+from eao.features.journal import append_lines, disk_errors, format_line, read_lines
+from eao.features.lists import same_place
+from eao.features.segments import ClipRule, Segment
+from eao.files import recover, write_json, write_text
 
 if TYPE_CHECKING:
     from eao.features.extractor import ClipFeatures
@@ -24,7 +34,12 @@ if TYPE_CHECKING:
 CONFIG_FILE = "features.yaml"
 MANIFEST_FILE = "manifest.jsonl"
 FAILED_FILE = "failed.jsonl"
+CAPTIONS_FILE = "captions.jsonl"
+SOURCE_FILE = "source.json"
+WORK_FOLDER = ".work"
 _LOCK_FILE = ".lock"
+
+Record = dict[str, Any]
 
 
 class FeatureStore:
@@ -33,55 +48,74 @@ class FeatureStore:
     A clip is finished when its line stands in the manifest, which is written after its arrays, and all arrays that the
     line names exist. So every moment at which a run can be broken off leaves a folder that is right as far as it goes.
 
+    Args:
+        folder: need not exist.
+        config: of the features that are there or will be.
+        rule: how files are cut into clips; None to read whatever is there.
+        weights: fingerprints of the networks, by stream; None not to compare them.
+
+    Attributes:
+        records: the lines of the manifest by id.
+
     Raises:
-        ConfigError: if the folder holds features of another configuration.
+        ConfigError: if the folder holds features of another configuration, other weights or another rule.
+        DataError: if it cannot be read.
     """
 
-    def __init__(self, folder: Path, config: FeaturesConfig) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: FeaturesConfig,
+        rule: ClipRule | None = None,
+        weights: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.config = config
-        self.records: dict[str, dict[str, Any]] = {}
-        self.has_moved_clips = False
+        self.rule = rule
+        self.weights = weights
+        self.records: dict[str, Record] = {}
+        self.has_changed = False
         if folder.exists() and not folder.is_dir():
             raise DataError(f"{folder} is a file, not a folder", "give another output folder")
         self._check_config()
-        for record in _read_lines(folder / MANIFEST_FILE):
+        for record in read_lines(folder / MANIFEST_FILE):
             if isinstance(record.get("id"), str):
                 self.records[record["id"]] = record
 
-    def finished(self, clips: Mapping[str, Path]) -> set[str]:
-        """The ids among `clips` that need no work. Clips whose file has moved since are noted under their new path.
+    def finished(self, sources: Iterable[Source]) -> dict[str, list[str]]:
+        """The clips of the sources that need no work, by id of the source.
+
+        Sources that have moved are noted under their new place, and captions that a list has changed are taken over.
 
         Raises:
             DataError: if an id belongs to another file, which still exists: two sources would be mixed up.
         """
-        done = set()
-        for clip_id in clips.keys() & self.records.keys():
-            record = self.records[clip_id]
-            source = Path(str(record.get("file", "")))
-            if source != clips[clip_id] and source.is_file() and not source.samefile(clips[clip_id]):
-                raise DataError(
-                    f"{self.folder} holds the clip {clip_id!r} of {source}, not of {clips[clip_id]}",
-                    "give another output folder",
-                )
-            if all(record.get(kind) is None or self._path(clip_id, kind).is_file() for kind in SUFFIXES):
-                done.add(clip_id)
-                if source != clips[clip_id]:
-                    record["file"] = str(clips[clip_id])
-                    self.has_moved_clips = True
+        groups: dict[str, list[Record]] = {}
+        for record in self.records.values():
+            if "clips" in record:
+                groups.setdefault(record["id"].rpartition("/")[0], []).append(record)
+        done = {}
+        for source in sources:
+            records = self._records_of(source, groups)
+            for record in records:
+                self._check_place(record, source)
+            if records and all(self._is_complete(record) for record in records):
+                done[source.id] = [record["id"] for record in records]
+                self._take_over(source, records)
         return done
 
     @contextlib.contextmanager
-    def writing(self, clips: Mapping[str, Path]) -> Iterator[None]:
-        """Hold the folder for writing. At the end the manifest and the list of failures are put in order.
+    def writing(self, sources: Sequence[Source], model: str | None = None) -> Iterator[None]:
+        """Hold the folder for writing. At the end everything is put in order.
 
         Args:
-            clips: all clips of this run; failures that an earlier run noted for them are forgotten.
+            sources: all sources of this run; failures that an earlier run noted for them are forgotten.
+            model: the checkpoint whose features these are, noted in `source.json` for `eao index`.
 
         Raises:
             DataError: if another run holds the folder, or it cannot be written.
         """
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / _LOCK_FILE).open("w")
         with lock:
@@ -91,49 +125,110 @@ class FeatureStore:
                 raise DataError(
                     f"another run is writing to {self.folder}", "wait for it, or give another output folder"
                 ) from None
-            with _disk_errors(self.folder):
-                config = yaml.safe_dump(self.config.identity(), sort_keys=False)
-                write_text(self.folder / CONFIG_FILE, config)
-                # A line that was torn when an earlier run was killed must not be continued by the next.
-                self._write_manifest()
-                given = {str(path) for path in clips.values()}
-                kept = [r for r in _read_lines(self.folder / FAILED_FILE) if r.get("file") not in given]
-                self._write_lines(FAILED_FILE, kept)
-                for leftover in self.folder.rglob(".*.tmp.npz"):  # of a run that was killed
-                    leftover.unlink(missing_ok=True)
+            with disk_errors(self.folder):
+                self._begin(sources, model)
             try:
                 yield
             finally:
-                with _disk_errors(self.folder):
-                    self._write_manifest()
-                    if not (self.folder / FAILED_FILE).stat().st_size:
-                        (self.folder / FAILED_FILE).unlink()
+                with disk_errors(self.folder):
+                    self._finish()
 
-    def add(self, clip_id: str, source: Path, features: ClipFeatures) -> None:
-        """Write one clip: its arrays first, each atomically, then its line in the manifest."""
-        with _disk_errors(self.folder):
-            record: dict[str, Any] = {"id": clip_id, "file": str(source), "start": 0.0}
-            record["end"] = record["duration"] = round(features.duration, 3)
-            for kind in SUFFIXES:
-                array = getattr(features, kind)
-                path = self._path(clip_id, kind)
-                record[kind] = None
-                if array is None:
-                    path.unlink(missing_ok=True)
-                    continue
-                record[kind] = int(array.shape[1] if kind == "audio" else array.shape[0])
-                with atomic_path(path) as temporary:
-                    np.savez(temporary, **{KEYS[kind]: array.astype(np.float16)})
-            self.records[clip_id] = record
-            _append_line(self.folder / MANIFEST_FILE, record)
+    @property
+    def work(self) -> Path:
+        """A folder for what is underway, emptied when a run begins and removed when it ends."""
+        return self.folder / WORK_FOLDER
 
-    def add_failure(self, source: Path, reason: str) -> None:
-        """Note a file that could not be read."""
-        with _disk_errors(self.folder):
-            _append_line(self.folder / FAILED_FILE, {"file": str(source), "reason": reason})
+    def write(self, source: Source, clips: Sequence[tuple[Segment, ClipFeatures]]) -> list[Record]:
+        """Write the arrays of a file's clips, each atomically. Returns the lines for `note`."""
+        with disk_errors(self.folder):
+            return write_clips(self.folder, source, clips, self.rule)
 
-    def _path(self, clip_id: str, kind: str) -> Path:
-        return self.folder / f"{clip_id}{SUFFIXES[kind]}"
+    def note(self, records: Sequence[Record]) -> list[str]:
+        """Add lines whose arrays are written. Returns the ids."""
+        with disk_errors(self.folder):
+            append_lines(self.folder / MANIFEST_FILE, records)
+        self.records |= {record["id"]: record for record in records}
+        return [record["id"] for record in records]
+
+    def add_failure(self, failure: Mapping[str, str]) -> None:
+        """Note a file that could not be read: its `file`, the `kind` of failure and the `reason`."""
+        with disk_errors(self.folder):
+            append_lines(self.folder / FAILED_FILE, [dict(failure)])
+
+    def _records_of(self, source: Source, groups: Mapping[str, list[Record]]) -> list[Record]:
+        """All lines of a source; none if one is lacking."""
+        if source.parts:
+            found = [self.records.get(part.id, {}) for part in source.parts]
+            asked = [[part.start, part.end] for part in source.parts]
+            return found if [record.get("part") for record in found] == asked else []
+        if self.rule is None or self.rule.kind == "whole":
+            return [self.records[source.id]] if source.id in self.records else []
+        found = groups.get(source.id, [])
+        return found if all(record["clips"] == len(found) for record in found) else []
+
+    def _check_place(self, record: Record, source: Source) -> None:
+        before = str(record.get("file", ""))
+        if before == source.name or same_place(before, source.name):
+            return
+        if source.is_remote or Path(before).is_file():
+            raise DataError(
+                f"{self.folder} holds the clip {record['id']!r} of {before}, not of {source.name}",
+                "give another output folder",
+            )
+
+    def _is_complete(self, record: Record) -> bool:
+        return all(
+            record.get(kind) is None or clip_path(self.folder, record["id"], kind).is_file() for kind in SUFFIXES
+        )
+
+    def _take_over(self, source: Source, records: Sequence[Record]) -> None:
+        captions = {part.id: part.captions for part in source.parts} or {source.id: source.captions}
+        for record in records:
+            new = {"file": source.name}
+            if record["id"] in captions:
+                new |= _captions(captions[record["id"]])
+            if any(record.get(key) != value for key, value in new.items()):
+                record |= new
+                self.has_changed = True
+
+    def _begin(self, sources: Sequence[Source], model: str | None) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir()
+        for name in (CONFIG_FILE, MANIFEST_FILE, FAILED_FILE, CAPTIONS_FILE, SOURCE_FILE):
+            recover(self.folder / name)
+        write_text(self.folder / CONFIG_FILE, yaml.safe_dump(self._description(), sort_keys=False))
+        if model is not None:
+            write_json(self.folder / SOURCE_FILE, {"model": model})
+        # A line that was torn when an earlier run was killed must not be continued by the next.
+        self._write_manifest()
+        given = {source.name for source in sources}
+        kept = [record for record in read_lines(self.folder / FAILED_FILE) if record.get("file") not in given]
+        self._write_lines(FAILED_FILE, kept)
+
+    def _finish(self) -> None:
+        self._write_manifest()
+        failed = sorted(read_lines(self.folder / FAILED_FILE), key=lambda record: str(record.get("file")))
+        if failed:
+            self._write_lines(FAILED_FILE, failed)
+        else:
+            (self.folder / FAILED_FILE).unlink()
+        captions = [
+            {"id": clip_id, "caption": caption}
+            for clip_id in sorted(self.records)
+            for caption in self.records[clip_id].get("captions", ())
+        ]
+        if captions:
+            self._write_lines(CAPTIONS_FILE, captions)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _description(self) -> dict[str, Any]:
+        """What `features.yaml` says: the configuration, and what else decides what the clips hold."""
+        description = self.config.identity()
+        if self.rule is not None and self.rule.kind != "whole":
+            description["clips"] = str(self.rule)
+        if self.weights:
+            description["weights"] = dict(self.weights)
+        return description
 
     def _check_config(self) -> None:
         path = self.folder / CONFIG_FILE
@@ -149,78 +244,70 @@ class FeatureStore:
             raise ConfigError(
                 f"cannot read {path}: {' '.join(str(error).split())}", "give another output folder"
             ) from None
-        wanted = self.config.identity()
-        if found != wanted:
-            known = found if isinstance(found, dict) else {}
-            differing = [key for key in wanted if wanted[key] != known.get(key)]
-            detail = (
-                f": {differing[0]} is {known.get(differing[0])} there, {wanted[differing[0]]} here" if differing else ""
-            )
-            raise ConfigError(
-                f"{self.folder} holds features of another configuration{detail}",
-                f"give another output folder, or the configuration in {path}",
-            )
+        found = found if isinstance(found, dict) else {}
+        wanted = self._description()
+        compared = set(wanted) | set(found)
+        if self.rule is None:
+            compared.discard("clips")
+        if self.weights is None or "weights" not in found:
+            compared.discard("weights")
+        defaults = FeaturesConfig().identity()  # for keys that an older version did not write
+        for key in sorted(compared):
+            there, here = found.get(key, defaults.get(key)), wanted.get(key)
+            if there != here:
+                raise ConfigError(
+                    f"{self.folder} holds features of another configuration: {key} is {there} there, {here} here",
+                    f"give another output folder, or the configuration in {path}",
+                )
 
     def _write_manifest(self) -> None:
         self._write_lines(MANIFEST_FILE, [self.records[clip_id] for clip_id in sorted(self.records)])
 
-    def _write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
-        write_text(self.folder / name, "".join(_line(record) for record in records))
+    def _write_lines(self, name: str, records: Iterable[Record]) -> None:
+        write_text(self.folder / name, "".join(format_line(record) for record in records))
 
 
-def _line(record: dict[str, Any]) -> str:
-    text = json.dumps(record, ensure_ascii=False) + "\n"
-    # File names that are not UTF-8 can only be written with escapes.
-    return text if text.isascii() or _encodes(text) else json.dumps(record) + "\n"
+def clip_path(folder: Path, clip_id: str, kind: str) -> Path:
+    """Where an array of a clip lies."""
+    return folder / f"{clip_id}{SUFFIXES[kind]}"
 
 
-def _encodes(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append in a single write, so that at worst the last line is torn."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, _line(record).encode("utf-8"))
-    finally:
-        os.close(descriptor)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; a torn last line is passed over, any other damage is an error."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", "check its permissions") from None
+def write_clips(
+    folder: Path, source: Source, clips: Sequence[tuple[Segment, ClipFeatures]], rule: ClipRule | None
+) -> list[Record]:
+    """Write the arrays of a file's clips, each atomically; safe in many processes at once. Returns their lines."""
+    parts = {part.id: [part.start, part.end] for part in source.parts}
     records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        elif number != len(lines):
-            raise DataError(f"{path}:{number} is no JSON object", "remove that line: its clip is extracted again")
+    for segment, features in clips:
+        record: Record = {"id": segment.id, "file": source.name, "start": segment.start, "end": segment.end}
+        record["duration"] = round(segment.end - segment.start, 3)
+        for kind in SUFFIXES:
+            array = getattr(features, kind)
+            path = clip_path(folder, segment.id, kind)
+            record[kind] = None
+            if array is None:
+                path.unlink(missing_ok=True)
+                continue
+            record[kind] = int(array.shape[1] if kind == "audio" else array.shape[0])
+            _write_array(folder / WORK_FOLDER, path, KEYS[kind], array)
+        if segment.id in parts:
+            record["part"] = parts[segment.id]
+        elif rule is not None and rule.kind != "whole":
+            record["clips"] = len(clips)  # by this the next run knows whether the file is complete
+        record |= _captions(segment.captions)
+        records.append(record)
     return records
 
 
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """A full disk ends the run with one clear line: it must not count as a failure of every clip that follows."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"cannot write to {folder}: {error.strerror or error}",
-            "make room or check permissions, then run again to go on",
-        ) from None
+def _write_array(work: Path, path: Path, key: str, array: np.ndarray) -> None:
+    temporary = work / f"{uuid.uuid4().hex}.npz"
+    with temporary.open("wb") as file:
+        np.savez(file, **{key: array.astype(np.float16)})
+        file.flush()
+        os.fsync(file.fileno())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(temporary, path)
+
+
+def _captions(captions: Sequence[str]) -> Record:
+    return {"captions": list(captions)} if captions else {}
