@@ -1,81 +1,49 @@
-"""A searchable index of videos: a folder with `index.json`, which names the model, and a LanceDB table of clips."""
+"""A searchable index of videos: `index.json`, which names the model, beside the clips and their vectors."""
 
 from __future__ import annotations
 
-import json
-import logging
+import asyncio
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any
 
-import pydantic
-
-from eao.config import Config, FeaturesConfig
-from eao.embedder import CLIP_ENCODERS, Embedder
-from eao.errors import ConfigError, DataError, EaoError, RetrievalError
-from eao.files import write_json
-from eao.retrieval.search import Hit, check_weights, search_table
-from eao.retrieval.table import ClipTable, FileState, Row, file_state
-
-if TYPE_CHECKING:
-    from eao.features.extractor import ClipFeatures
-
-log = logging.getLogger(__name__)
-
-METADATA = "index.json"
-FORMAT = 1
-ProgressCallback: TypeAlias = Callable[[int, int, str], None]
-"""Called with (done, total, name of the file)."""
-
-# Committed together: enough windows to fill the model's batches, few enough that a killed run loses little.
-_FILES = 16
-_WINDOWS = 32
-_SECONDS = 20.0
+from eao.embedder import Embedder
+from eao.errors import ConfigError, DataError, RetrievalError
+from eao.retrieval.adding import AddReport, Opener, ProgressCallback, add_files, feature_openers, video_openers
+from eao.retrieval.clips import Filter
+from eao.retrieval.explain import explain_hits
+from eao.retrieval.features import read_folder
+from eao.retrieval.location import Location
+from eao.retrieval.metadata import describe, is_features_folder
+from eao.retrieval.optimize import Choice, OptimizeReport, optimize_store, read_captions
+from eao.retrieval.search import Hit, check_weights, search_store
 
 
-class Metadata(pydantic.BaseModel):
-    """`index.json`."""
-
-    model_config = pydantic.ConfigDict(extra="ignore", protected_namespaces=())
-
-    format: int
-    model: str
-    """Where the model was loaded from, absolute; empty if it was made in memory."""
-    model_hash: str
-    embedding_dim: pydantic.PositiveInt
-    encoders: tuple[str, ...]
-    """The vectors kept of each clip; the first is what a sentence is compared with."""
-    config: Config
-
-
-@dataclass
-class AddReport:
-    """What adding did.
+@dataclass(frozen=True)
+class IndexStats:
+    """What an index holds.
 
     Attributes:
-        indexed: files embedded and stored.
-        clips: clips stored for them.
-        skipped: files that were in the index already, unchanged.
-        failed: "path: reason" of each file that could not be read.
+        clips: how many.
+        files: that they are of.
+        embedding_dim: width of a full vector.
+        encoders: the vectors kept of each clip.
+        layout: how they are kept and searched.
+        unindexed: clips that the approximate index does not know yet; they are compared one by one.
+        megabytes: on the disk, None if the store does not tell.
+        model: where the model was loaded from.
     """
 
-    indexed: int = 0
-    clips: int = 0
-    skipped: int = 0
-    failed: list[str] = field(default_factory=list)
-
-
-class _Source(NamedTuple):
-    """A file to be indexed, and how to get the features of it or of a part of it."""
-
-    file: str
-    state: FileState
-    start: float
-    load: Callable[[], ClipFeatures]
+    clips: int
+    files: int
+    embedding_dim: int
+    encoders: tuple[str, ...]
+    layout: str
+    unindexed: int
+    megabytes: float | None
+    model: str
 
 
 class Index:
@@ -84,14 +52,18 @@ class Index:
     A file longer than the model's training length is indexed as consecutive windows. Nothing is ever half-written: what
     is done is committed a few files at a time, and adding the same folder again continues where it stopped.
 
+    Threads may share an index: searches go on while files are added, and several `add` take turns. For asyncio there
+    are `asearch` and `aadd`, which do the same work in a thread.
+
     Args:
-        path: the folder of the index; made at the first `add`.
+        path: a folder, made at the first `add`; or a URL of object storage (`s3://bucket/index`), of a Milvus server
+            (`milvus://host:port/collection`), or a file of Milvus Lite (`clips.db`).
         model: what embeds. May be left out for an index that exists: the model that made it is then loaded when it is
             needed.
 
     Raises:
         RetrievalError: there is no index and no model to make one with, it is damaged, or another model made it.
-        MissingDependencyError: LanceDB is not installed.
+        MissingDependencyError: LanceDB, or for its addresses Milvus' client, is not installed.
 
     Example:
         index = Index("index", eao.load("runs/demo/best"))
@@ -100,23 +72,26 @@ class Index:
     """
 
     def __init__(self, path: str | Path, model: Embedder | str | Path | None = None) -> None:
-        self.path = Path(path)
-        self._lock = threading.Lock()
+        self.path = path
+        self._location = Location(path)
+        self._loading = threading.Lock()
+        self._adding = threading.Lock()
         self._embedder = _load(model) if isinstance(model, str | Path) else model
-        exists = (self.path / METADATA).is_file()
-        if exists:
-            self.metadata = _read_metadata(self.path)
+        found = self._location.read()
+        self._has_metadata = found is not None
+        if found is not None:
+            if self._embedder is not None:
+                found.check_model(self._embedder, str(path))
+            self.metadata = found
         elif self._embedder is None:
-            raise RetrievalError(f"there is no index at {self.path}", "make one: eao index FOLDER --model MODEL")
+            raise RetrievalError(f"there is no index at {path}", "make one: eao index FOLDER --model MODEL")
         else:
-            self.metadata = _describe(self._embedder)
-        if exists and self._embedder is not None:
-            self._check_model(self._embedder)
-        self._table = ClipTable(self.path, self.metadata.encoders, self.metadata.embedding_dim)
+            self.metadata = describe(self._embedder)
+        self._store = self._location.open(self.metadata.encoders, self.metadata.embedding_dim)
 
     def __len__(self) -> int:
         """How many clips."""
-        return len(self._table)
+        return len(self._store)
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -126,47 +101,60 @@ class Index:
     @property
     def files(self) -> list[str]:
         """The indexed files, sorted."""
-        return sorted(self._table.files())
+        return sorted(self._store.files())
 
     @property
     def embedder(self) -> Embedder:
         """The model, loaded from where it was when the index was made unless it was given."""
-        with self._lock:
+        with self._loading:
             if self._embedder is None:
                 if not self.metadata.model:
                     raise RetrievalError(
                         f"{self.path} was made with a model that was never saved", "open it with model=..."
                     )
                 embedder = _load(self.metadata.model)
-                self._check_model(embedder)
+                self.metadata.check_model(embedder, str(self.path))
                 self._embedder = embedder
             return self._embedder
 
     def add(self, inputs: str | Path | Sequence[str | Path], progress: ProgressCallback | None = None) -> AddReport:
-        """Index video files, and those in folders. Files that are in the index unchanged are skipped.
+        """Index video files, those in folders, and features that `eao extract` wrote. What is unchanged is skipped.
 
         Args:
-            inputs: files and folders.
+            inputs: files, folders of files, and folders of features.
             progress: called with (done, total, file) before every file, and at the end.
 
         Raises:
             DataError: there are no videos.
+            ConfigError: features of another kind than the model was trained on.
             OSError: the disk is full; what was committed stays.
         """
         from eao.features.inputs import find_videos
 
-        files = find_videos([inputs] if isinstance(inputs, str | Path) else inputs)
-        if not files:
+        given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+        if not given:
             raise DataError("nothing to index", "give video files, or a folder that holds some")
-        extract = self.embedder.extractor.extract
+        files: dict[str, Opener] = {}
+        for each in given:
+            if is_features_folder(each):
+                files |= feature_openers(read_folder(Path(each), self.embedder.config.features))
+            else:
+                files |= video_openers(find_videos([each]), self.embedder.extractor.extract)
+        return self._add(files, progress)
 
-        def open_file(path: Path) -> list[_Source]:
-            return [_Source(str(path), file_state(path), 0.0, partial(extract, path))]
+    async def aadd(
+        self, inputs: str | Path | Sequence[str | Path], progress: ProgressCallback | None = None
+    ) -> AddReport:
+        """`add` in a thread, so that an event loop goes on meanwhile. `progress` is called from that thread.
 
-        return self._add([(str(path), partial(open_file, path)) for path in files], progress)
+        A task that is cancelled stops waiting, but the thread finishes what it began.
+        """
+        return await asyncio.to_thread(self.add, inputs, progress)
 
     def add_features(self, folder: str | Path, progress: ProgressCallback | None = None, under: str = "") -> AddReport:
         """Index a folder written by `eao extract`, without decoding a video again.
+
+        Clips that it was cut into are indexed as they are.
 
         Args:
             folder: the features.
@@ -177,14 +165,7 @@ class Index:
             DataError: it holds no features, or damaged ones.
             ConfigError: it holds other features than the model was trained on.
         """
-        from eao.retrieval.features import read_folder
-
-        entries = read_folder(Path(folder), self.embedder.config.features, under)
-        by_file: dict[str, list[_Source]] = {}
-        for entry in entries:
-            source = _Source(entry.file, entry.state, entry.start, entry.load)
-            by_file.setdefault(entry.file, []).append(source)
-        return self._add([(file, partial(list, parts)) for file, parts in by_file.items()], progress)
+        return self._add(feature_openers(read_folder(Path(folder), self.embedder.config.features, under)), progress)
 
     def remove(self, ids: str | Sequence[str]) -> int:
         """Remove clips by id, or all clips of files by path. Returns how many clips were removed.
@@ -193,7 +174,7 @@ class Index:
             RetrievalError: the index has none of them.
         """
         names = [ids] if isinstance(ids, str) else [str(i) for i in ids]
-        removed = self._table.remove(names)
+        removed = self._store.remove(names)
         if names and not removed:
             raise RetrievalError(
                 f"{self.path} has no clip or file {names[0]!r}", "ids and files are listed by a search"
@@ -209,18 +190,24 @@ class Index:
         k: int = 10,
         encoder: str | None = None,
         weights: Mapping[str, float] | None = None,
+        where: Filter | None = None,
+        exact: bool = False,
+        explain: bool = False,
     ) -> list[Hit]:
-        """The k files that fit best, each by its best clip.
+        """The k files that fit best, each with its best clip and the others that fit as well.
 
         Args:
             query: what to look for, in words.
             video: a video file, for clips that look like it. Beside `query`, both together are looked for.
-            audio: a video or sound file, for clips that sound like it.
+            audio: a video or sound file, for clips that sound like it. Likewise.
             k: how many files.
             encoder: which vectors to compare with: by default those of the whole clip ("video-audio"); "video" for a
                 query by video alone, "audio" for one by sound alone.
             weights: instead of `encoder`, several with weights, such as {"video": 0.7, "audio": 0.3}. A clip without
                 sound is then scored by what is left.
+            where: which files may be found, by folder, duration and date.
+            exact: compare every clip, also where `optimize` made an approximate index.
+            explain: tell of each hit how well it fits by what is seen, heard, and both.
 
         Raises:
             ConfigError: k below 1, no query, or vectors the index does not have.
@@ -238,93 +225,88 @@ class Index:
         only = next(iter(given)) if len(given) == 1 else ""
         default = only if only in self.encoders else self.encoders[0]
         checked = check_weights(weights if weights is not None else {encoder or default: 1.0}, self.encoders)
+        conditions = where.conditions() if where is not None else []
         if len(self) == 0:
             raise RetrievalError(f"the index {self.path} is empty", "add videos: eao index FOLDER --model MODEL")
-        return search_table(self._table, self.embedder.embed(**given)[0], checked, k)
+        vector = self.embedder.embed(**given)[0]
+        hits = search_store(self._store, vector, checked, k, conditions, exact)
+        return explain_hits(self._store, vector, hits) if explain else hits
 
-    def _add(
-        self, files: Sequence[tuple[str, Callable[[], list[_Source]]]], progress: ProgressCallback | None
-    ) -> AddReport:
-        report = AddReport()
-        known = self._table.files()
-        waiting: list[tuple[_Source, ClipFeatures]] = []
-        # Files that are committed together, with or without clips: a changed file that is broken now loses its clips.
-        names: list[str] = []
-        since = time.monotonic()
-        try:
-            for done, (name, open_file) in enumerate(files):
-                if progress is not None:
-                    progress(done, len(files), name)
-                try:
-                    parts = open_file()
-                    if known.get(name) == parts[0].state:
-                        report.skipped += 1
-                        continue
-                    loaded = [(part, part.load()) for part in parts]
-                except (EaoError, FileNotFoundError, PermissionError) as error:
-                    reason = error.message if isinstance(error, EaoError) else str(error)
-                    report.failed.append(reason if name in reason else f"{name}: {reason}")
-                    loaded = []
-                    if name not in known:
-                        continue
-                waiting += loaded
-                names.append(name)
-                windows = sum(len(self._windows(features)) for _, features in waiting)
-                if len(names) >= _FILES or windows >= _WINDOWS or time.monotonic() - since > _SECONDS:
-                    self._commit(names, waiting, report)
-                    waiting, names, since = [], [], time.monotonic()
-        except KeyboardInterrupt:
-            self._commit(names, waiting, report)  # the work that is done is kept
-            raise
-        self._commit(names, waiting, report)
-        self._table.compact()
-        if progress is not None:
-            progress(len(files), len(files), "")
-        return report
+    async def asearch(
+        self,
+        query: str | None = None,
+        *,
+        video: str | Path | None = None,
+        audio: str | Path | None = None,
+        k: int = 10,
+        encoder: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        where: Filter | None = None,
+        exact: bool = False,
+        explain: bool = False,
+    ) -> list[Hit]:
+        """`search` in a thread, so that an event loop goes on meanwhile.
 
-    def _commit(self, names: list[str], files: list[tuple[_Source, ClipFeatures]], report: AddReport) -> None:
-        if not names:
-            return
-        if not (self.path / METADATA).is_file():
+        Example:
+            barking, singing = await asyncio.gather(index.asearch("a dog barks"), index.asearch("a bird sings"))
+        """
+        return await asyncio.to_thread(
+            self.search,
+            query,
+            video=video,
+            audio=audio,
+            k=k,
+            encoder=encoder,
+            weights=weights,
+            where=where,
+            exact=exact,
+            explain=explain,
+        )
+
+    def optimize(self, choice: Choice = "int8", reduce: int = 0, captions: str | Path | None = None) -> OptimizeReport:
+        """Make the index smaller or quicker, and measure what that costs. See `eao.retrieval.optimize`.
+
+        Args:
+            choice: "fp16" halves the full vectors; "int8" and "pq" make an approximate index that chooses candidates,
+                which are then ranked by the full vectors; "none" takes it away.
+            reduce: choose candidates by vectors of this width, from a projection that is learned from the index.
+            captions: CSV with the columns `file` and `caption`, to measure R@10 with.
+
+        Raises:
+            ConfigError: a width that is none.
+            RetrievalError: too few clips to learn from, or something that the store cannot do.
+        """
+        read = None if captions is None else read_captions(captions)
+        embed = (lambda texts: self.embedder.embed(text=texts)) if read is not None else None
+        return optimize_store(self._store, choice, reduce, read, embed)
+
+    def compact(self) -> None:
+        """Free what removed and replaced clips still take on the disk."""
+        self._store.compact()
+
+    def stats(self) -> IndexStats:
+        """What the index holds."""
+        size = self._store.size()
+        return IndexStats(
+            clips=len(self._store),
+            files=len(self._store.files()),
+            embedding_dim=self.metadata.embedding_dim,
+            encoders=self.encoders,
+            layout=str(self._store.layout),
+            unindexed=self._store.unindexed(),
+            megabytes=None if size is None else size / 1e6,
+            model=self.metadata.model,
+        )
+
+    def _add(self, files: Mapping[str, Opener], progress: ProgressCallback | None) -> AddReport:
+        def write_metadata() -> None:
             # First, so that no table ever stands there without the name of its model.
-            write_json(self.path / METADATA, self.metadata.model_dump(mode="json"))
-        pairs = [(features, self._windows(features)) for _, features in files]
-        embedded = self.embedder.embed_windows(pairs, self.encoders)
-        rows = [
-            Row(
-                id=f"{source.file}#t={source.start + clip.start:.2f},{source.start + clip.end:.2f}",
-                file=source.file,
-                start=source.start + clip.start,
-                end=source.start + clip.end,
-                duration=features.duration,
-                state=source.state,
-                vectors=dict(clip.vectors),
-            )
-            for (source, features), clips in zip(files, embedded, strict=True)
-            for clip in clips
-        ]
-        self._table.replace(names, rows)
-        report.indexed += len({source.file for source, _ in files})
-        report.clips += len(rows)
+            if not self._has_metadata:
+                self._location.write(self.metadata)
+                self._has_metadata = True
 
-    def _windows(self, features: ClipFeatures) -> list[tuple[float, float]]:
-        # Rounded as in the manifest of an extraction, so that both ways give a clip the same id.
-        return self.embedder.windows(round(features.duration, 3))
-
-    def _check_model(self, embedder: Embedder) -> None:
-        made = self.metadata
-        given = _describe(embedder)
-        if (made.model_hash, made.embedding_dim) != (given.model_hash, given.embedding_dim):
-            raise RetrievalError(
-                f"{self.path} was made with the model {_name(made)}, not with {_name(given)}",
-                "search with the model it was made with, or make another index",
-            )
-        if made.config.features.identity() != given.config.features.identity():
-            raise RetrievalError(
-                f"{self.path} holds other features than this model is set to extract "
-                f"({_shown(made.config.features)}, not {_shown(given.config.features)})",
-                "leave features.* as they were when the index was made",
-            )
+        with self._adding:
+            return add_files(self._store, self.embedder, files, write_metadata, progress)
 
 
 def _load(path: str | Path) -> Embedder:
@@ -332,42 +314,3 @@ def _load(path: str | Path) -> Embedder:
     import eao
 
     return eao.load(path)
-
-
-def _describe(embedder: Embedder) -> Metadata:
-    encoders = tuple(e for e in CLIP_ENCODERS if e in embedder.encoders)
-    if not {"video-audio", "video"} & set(encoders):
-        raise RetrievalError(
-            f"the model {embedder.source or 'in memory'} has no encoder for videos",
-            f"it offers {', '.join(embedder.encoders)}",
-        )
-    return Metadata(
-        format=FORMAT,
-        model=str(Path(embedder.source).absolute()) if embedder.source else "",
-        model_hash=embedder.model_hash,
-        embedding_dim=embedder.embedding_dim,
-        encoders=encoders,
-        config=embedder.config,
-    )
-
-
-def _read_metadata(path: Path) -> Metadata:
-    try:
-        metadata = Metadata.model_validate(json.loads((path / METADATA).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:  # pydantic's and json's errors are ValueErrors
-        reason = str(error).splitlines()[0]
-        raise RetrievalError(f"{path / METADATA} is damaged: {reason}", "build the index again") from None
-    if metadata.format != FORMAT:
-        raise RetrievalError(
-            f"{path} has the format {metadata.format}, this version reads {FORMAT}", "build the index again"
-        )
-    return metadata
-
-
-def _name(metadata: Metadata) -> str:
-    return f"{metadata.model or 'in memory'} ({metadata.model_hash[:12]}, {metadata.embedding_dim}-d)"
-
-
-def _shown(features: FeaturesConfig) -> str:
-    streams: Iterator[str] = (f"{s.backbone} at {s.rate:g}/s" for s in (features.video_2d, features.video_3d) if s)
-    return " and ".join(streams)

@@ -1,29 +1,71 @@
-"""Ranking clips: exact cosine similarity, the best clip of each file."""
+"""Ranking clips: cosine similarity by full vectors, the clips of each file together."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from eao.errors import ConfigError
-from eao.retrieval.table import ClipTable, Neighbour
+from eao.retrieval.clips import ClipStore, Condition, Floats, Neighbour
+
+
+@dataclass(frozen=True)
+class FoundClip:
+    """A clip of a found file.
+
+    Attributes:
+        start: seconds.
+        end: seconds.
+        score: cosine similarity, or the weighted mean of several.
+        id: the clip's name in the index.
+    """
+
+    start: float
+    end: float
+    score: float
+    id: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """How well one kind of vector of a clip fits the query.
+
+    Attributes:
+        cosine: the similarity.
+        standard_score: by how many standard deviations it lies above what a clip chosen at random gets.
+    """
+
+    cosine: float
+    standard_score: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a hit was found by.
+
+    Attributes:
+        strongest: the encoder whose similarity stands out most.
+        matches: encoder -> how well it fits.
+    """
+
+    strongest: str
+    matches: dict[str, Match]
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A found clip.
+    """A found file.
 
     Attributes:
         rank: 1 = best.
-        score: cosine similarity, or the weighted mean of several.
-        id: the clip's name in the index.
-        file: path of its file.
-        start: seconds.
+        score: of its best clip: cosine similarity, or the weighted mean of several.
+        id: the best clip's name in the index.
+        file: path.
+        start: seconds, of the best clip.
         end: seconds.
+        clips: the best clip and the others that fit no worse than the last file of the list, best first.
+        explanation: of the best clip, if it was asked for.
     """
 
     rank: int
@@ -32,28 +74,60 @@ class Hit:
     file: str
     start: float
     end: float
+    clips: tuple[FoundClip, ...] = ()
+    explanation: Explanation | None = None
 
 
-def search_table(table: ClipTable, vector: NDArray[np.float32], weights: Mapping[str, float], k: int) -> list[Hit]:
+def search_store(
+    store: ClipStore,
+    vector: Floats,
+    weights: Mapping[str, float],
+    k: int,
+    where: Sequence[Condition] = (),
+    exact: bool = False,
+) -> list[Hit]:
     """The best `k` files by their best clip.
 
     Args:
-        table: the clips.
+        store: the clips.
         vector: (E,) the query.
-        weights: encoder -> weight. With several, a clip's score is the weighted mean of its cosine similarities;
-            one that lacks a vector (a clip without sound has no "audio") is scored by those it has.
+        weights: encoder -> weight. With several, every clip is compared, and its score is the weighted mean of its
+            cosine similarities; one that lacks a vector (a clip without sound has no "audio") is scored by the others.
         k: how many files; fewer are given if there are fewer.
+        where: what a clip must fulfil.
+        exact: compare every clip, also where an approximate index could choose candidates.
     """
     if len(weights) > 1:
-        return _best_of_files(_combined(table, vector, weights), k)
+        return merge_clips(_combined(store, vector, weights, where), k)
     encoder = next(iter(weights))
     limit = 4 * k
     while True:
-        found = table.nearest(vector, encoder, limit)
+        found = store.nearest(vector, encoder, limit, where, exact)
         # Many clips of one file may fill the list: then look further.
         if len(found) < limit or len({clip.file for clip in found}) >= k:
-            return _best_of_files(found, k)
+            return merge_clips(found, k)
         limit *= 4
+
+
+def merge_clips(clips: Iterable[Neighbour], k: int) -> list[Hit]:
+    """The best `k` files, each with those of its clips that on their own would be in the list.
+
+    Args:
+        clips: among them every clip that is no worse than the best one of the k-th file.
+        k: how many files.
+    """
+    by_file: dict[str, list[Neighbour]] = {}
+    # The order of equal scores must not depend on the order of the rows on disk.
+    for clip in sorted(clips, key=lambda c: (-c.score, c.file, c.start, c.id)):
+        by_file.setdefault(clip.file, []).append(clip)
+    chosen = list(by_file.values())[:k]
+    worst = chosen[-1][0].score if chosen else 0.0
+    hits = []
+    for rank, (best, *others) in enumerate(chosen, 1):
+        listed = [best, *(clip for clip in others if clip.score >= worst)]
+        found = tuple(FoundClip(c.start, c.end, c.score, c.id) for c in listed)
+        hits.append(Hit(rank, best.score, best.id, best.file, best.start, best.end, found))
+    return hits
 
 
 def check_weights(weights: Mapping[str, float], known: tuple[str, ...]) -> dict[str, float]:
@@ -73,22 +147,15 @@ def check_weights(weights: Mapping[str, float], known: tuple[str, ...]) -> dict[
     return {encoder: weight / total for encoder, weight in weights.items()}
 
 
-def _combined(table: ClipTable, vector: NDArray[np.float32], weights: Mapping[str, float]) -> list[Neighbour]:
+def _combined(
+    store: ClipStore, vector: Floats, weights: Mapping[str, float], where: Sequence[Condition]
+) -> list[Neighbour]:
     clips: dict[str, Neighbour] = {}
     sums: dict[str, float] = {}
     totals: dict[str, float] = {}
     for encoder, weight in weights.items():
-        for clip in table.nearest(vector, encoder, max(len(table), 1)):
+        for clip in store.nearest(vector, encoder, max(len(store), 1), where, exact=True):
             clips[clip.id] = clip
             sums[clip.id] = sums.get(clip.id, 0.0) + weight * clip.score
             totals[clip.id] = totals.get(clip.id, 0.0) + weight
     return [clip._replace(score=sums[name] / totals[name]) for name, clip in clips.items()]
-
-
-def _best_of_files(clips: Iterable[Neighbour], k: int) -> list[Hit]:
-    best: dict[str, Neighbour] = {}
-    # The order of equal scores must not depend on the order of the rows on disk.
-    for clip in sorted(clips, key=lambda c: (-c.score, c.file, c.start)):
-        best.setdefault(clip.file, clip)
-    chosen = list(best.values())[:k]
-    return [Hit(i, c.score, c.id, c.file, c.start, c.end) for i, c in enumerate(chosen, 1)]

@@ -1,70 +1,68 @@
-"""The table of indexed clips, in LanceDB: every change is one atomic commit, also when the process is killed."""
+"""Clips in LanceDB, in a folder or on object storage: every change is one atomic commit, also when it is killed."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import fcntl
+import functools
+import operator
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eao.data.storage import Storage
 from eao.errors import RetrievalError, missing_dependency
+from eao.retrieval.clips import (
+    LEAST_TO_LEARN,
+    Compression,
+    Condition,
+    FileState,
+    Floats,
+    Layout,
+    Neighbour,
+    Row,
+    check_enough,
+    check_rows,
+    column,
+)
+from eao.retrieval.columns import (
+    LAYOUT_KEY,
+    convert_batch,
+    is_reduced,
+    reduced_column,
+    rows_to_arrow,
+    table_schema,
+    to_matrix,
+)
+from eao.retrieval.projection import SAMPLE, fit_projection, load_projections, save_projections
 
-# E embedding
+# E embedding, K clips, R reduced width
 
 TABLE = "clips"
+_LOCK = ".lock"
 _FRAGMENTS = 64  # commits between two compactions: each commit writes a file that every search opens
-
-
-class FileState(NamedTuple):
-    """How a file stood when it was indexed: bytes and nanoseconds since 1970."""
-
-    size: int
-    modified: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """One clip of the index.
-
-    Attributes:
-        id: unique name, `<file>#t=<start>,<end>` (a media fragment address).
-        file: absolute path.
-        start: seconds.
-        end: seconds.
-        duration: of the whole file, seconds.
-        state: of the file.
-        vectors: encoder -> (E,) float32; an encoder may be missing.
-    """
-
-    id: str
-    file: str
-    start: float
-    end: float
-    duration: float
-    state: FileState
-    vectors: dict[str, NDArray[np.float32]]
-
-
-class Neighbour(NamedTuple):
-    """A clip found by its vector; `score` is the cosine similarity."""
-
-    id: str
-    file: str
-    start: float
-    end: float
-    score: float
+_CANDIDATES = 200  # ranked by their full vectors, at least; 24 KB each at the published width
+_OVERSAMPLING = 4  # candidates for each clip that is asked for
+_ROWS_READ = 1024
+_PARTITION = 1500  # clips in a partition of a product-quantized index
+_GRAPH = 1_000_000  # clips in one graph of an int8 index
+_PROBES = 8  # partitions that are searched
+_SHOWN = ["id", "file", "start", "end"]
+_COMPARE = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
 
 
 class ClipTable:
-    """Clips and their vectors.
+    """The default `ClipStore`.
+
+    How vectors are kept and searched stands in the metadata of the table's schema, so that it changes in the same
+    commit as the rows.
 
     Args:
-        folder: the index; the table is created in it at the first write.
+        location: folder or URL of the index; the table is created in it at the first write.
         encoders: the vector columns, such as ("video-audio", "video", "audio").
         dim: E.
 
@@ -72,125 +70,290 @@ class ClipTable:
         MissingDependencyError: LanceDB is not installed.
     """
 
-    def __init__(self, folder: Path, encoders: Sequence[str], dim: int) -> None:
+    def __init__(self, location: str | Path, encoders: Sequence[str], dim: int) -> None:
         try:
             import lancedb
         except ImportError:
             raise missing_dependency("lancedb", "index", "the search index") from None
         self.encoders = tuple(encoders)
         self.dim = dim
-        self.folder = folder
+        self.location = str(location)
+        self.storage = Storage(self.location)
         # Zero: a server sees at once what another process adds.
-        self._database = lancedb.connect(str(folder), read_consistency_interval=datetime.timedelta(0))
+        self._database = lancedb.connect(self.location, read_consistency_interval=datetime.timedelta(0))
         self._opened: Any = None
         self._commits = 0
+        self._opening = threading.RLock()
+        self._projections: tuple[str, dict[str, Floats]] = ("", {})
 
     def __len__(self) -> int:
         return 0 if self._table is None else int(self._table.count_rows())
 
     @property
-    def _table(self) -> Any:
-        if self._opened is None:  # another process may have made it meanwhile
-            self._opened = self._open()
-        return self._opened
+    def layout(self) -> Layout:
+        """See `ClipStore`."""
+        return Layout() if self._table is None else _layout(self._table)
 
     def files(self) -> dict[str, FileState]:
-        """Every indexed file and how it stood then."""
+        """See `ClipStore`."""
         if self._table is None:
             return {}
-        columns = self._table.search().select(["file", "size", "modified"]).to_arrow()
-        rows = zip(*(columns[name].to_pylist() for name in ("file", "size", "modified")), strict=True)
-        return {file: FileState(size, modified) for file, size, modified in rows}
+        names = ["file", "size", "modified", "cut"]
+        columns = self._table.search().select(names).to_arrow()
+        return {
+            file: FileState(*state) for file, *state in zip(*(columns[name].to_pylist() for name in names), strict=True)
+        }
 
     def replace(self, files: Sequence[str], rows: Iterable[Row]) -> None:
-        """Put `rows` in place of every clip of `files`, in one commit."""
+        """See `ClipStore`; one commit."""
         if not files:
             return
-        if self._table is None:
-            self._opened = self._database.create_table(TABLE, schema=self._schema(), exist_ok=True)
-        merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-        merge = merge.when_not_matched_by_source_delete(_is_one_of("file", files))
-        # "null": a clip without sound has no "audio" vector, which LanceDB would otherwise take for a broken one.
-        merge.execute(self._arrow(rows), on_bad_vectors="null")
+        checked = check_rows(rows)
+        with self._writing():
+            table = self._table
+            if table is None:
+                with self._opening:
+                    schema = table_schema(self.encoders, self.dim, Layout())
+                    table = self._opened = self._database.create_table(TABLE, schema=schema, exist_ok=True)
+            merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            old = _any_of("file", files)
+            # Only where there is something to delete: with it, a commit reads all vectors of the table.
+            if table.count_rows(old):
+                merge = merge.when_not_matched_by_source_delete(old)
+            # "null": a clip without sound has no "audio" vector, which LanceDB would otherwise take for a broken one.
+            merge.execute(self._arrow(checked, table), on_bad_vectors="null")
         self._commits += 1
         if self._commits >= _FRAGMENTS:
-            self.compact()
+            self.tidy()
 
     def remove(self, names: Sequence[str]) -> int:
-        """Remove clips by id, or all clips of a file by its path. Returns how many there were."""
+        """See `ClipStore`; one commit."""
         if self._table is None or not names:
             return 0
-        condition = f"{_is_one_of('id', names)} OR {_is_one_of('file', names)}"
-        count = int(self._table.count_rows(condition))
-        if count:
-            self._table.delete(condition)
+        condition = f"{_any_of('id', names)} OR {_any_of('file', names)}"
+        with self._writing():
+            count = int(self._table.count_rows(condition))
+            if count:
+                self._table.delete(condition)
         return count
 
-    def compact(self) -> None:
-        """Gather the many small files that many commits leave."""
+    def tidy(self) -> None:
+        """Gather the small files of many commits, and take new clips into the approximate index."""
         if self._table is not None and self._commits:
             self._table.optimize()
             self._commits = 0
 
-    def nearest(self, vector: NDArray[np.float32], encoder: str, limit: int) -> list[Neighbour]:
-        """The `limit` nearest clips by exact cosine similarity, best first; clips without that vector are left out."""
+    def compact(self) -> None:
+        """See `ClipStore`. A search that another process has under way at this moment may have to be repeated."""
         if self._table is None:
+            return
+        with self._writing():
+            self._table.optimize(cleanup_older_than=datetime.timedelta(0))
+            self._commits = 0
+            for path in self.storage.folder.glob("projection-*.npz") if self.storage.folder is not None else ():
+                if path.name != self.layout.projection:
+                    path.unlink()
+
+    def nearest(
+        self, vector: Floats, encoder: str, limit: int, where: Sequence[Condition] = (), exact: bool = False
+    ) -> list[Neighbour]:
+        """See `ClipStore`."""
+        table = self._table
+        if table is None:
             return []
-        query = self._table.search(vector, vector_column_name=_column(encoder), query_type="vector")
-        # Exact, even if someone built an approximate index on the table.
-        query = query.distance_type("cosine").bypass_vector_index().limit(limit)
-        found = query.select(["id", "file", "start", "end", "_distance"]).to_list()
-        return [Neighbour(r["id"], r["file"], r["start"], r["end"], 1.0 - r["_distance"]) for r in found]
+        layout = _layout(table)
+        full = column(encoder)
+        if exact or layout.exact or (layout.reduce and encoder not in self._projection(layout)):
+            found = _query(table, vector, full, where).bypass_vector_index().limit(limit)
+            hits = found.select([*_SHOWN, "_distance"]).to_list()
+            return [Neighbour(*(hit[name] for name in _SHOWN), 1.0 - hit["_distance"]) for hit in hits]
+        query, name = vector, full
+        if layout.reduce:
+            query, name = vector @ self._projection(layout)[encoder], reduced_column(encoder)
+        # More partitions than that are read only where a filter leaves too few clips in them.
+        found = _query(table, query, name, where).minimum_nprobes(_PROBES).maximum_nprobes(0)
+        found = found.limit(max(_CANDIDATES, _OVERSAMPLING * limit))
+        candidates = found.select([*_SHOWN, full]).to_arrow()
+        scores = _cosines(to_matrix(candidates[full], self.dim), vector)
+        shown = list(zip(*(candidates[name].to_pylist() for name in _SHOWN), strict=True))
+        return [Neighbour(*shown[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:limit]]
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, dict[str, Floats]]:
+        """See `ClipStore`."""
+        if self._table is None or not ids:
+            return {}
+        names = [column(encoder) for encoder in self.encoders]
+        rows = self._table.search().where(_any_of("id", ids)).select(["id", *names]).to_arrow().to_pylist()
+        return {
+            row["id"]: {
+                encoder: np.asarray(row[name], np.float32)
+                for encoder, name in zip(self.encoders, names, strict=True)
+                if row[name] is not None
+            }
+            for row in rows
+        }
+
+    def sample(self, encoder: str, count: int, seed: int = 0) -> Floats:
+        """See `ClipStore`."""
+        if self._table is None:
+            return np.zeros((0, self.dim), np.float32)
+        rows = int(self._table.count_rows())
+        chosen = np.random.default_rng(seed).choice(rows, size=min(count, rows), replace=False)
+        taken = self._table.take_offsets(sorted(chosen.tolist())).select([column(encoder)]).to_arrow()
+        return to_matrix(taken[column(encoder)], self.dim)
+
+    def scan(self, encoder: str) -> Iterator[tuple[list[str], Floats]]:
+        """See `ClipStore`."""
+        if self._table is None:
+            return
+        name = column(encoder)
+        having = self._table.search().where(f"{name} IS NOT NULL").select(["id", name])
+        for batch in having.to_batches(batch_size=_ROWS_READ):
+            yield batch.column("id").to_pylist(), to_matrix(batch.column(name), self.dim)
+
+    def optimize(self, precision: str, compression: Compression, reduce: int) -> None:
+        """See `ClipStore`. The rows change in one commit; what is killed before or after it can be searched as well."""
+        table = self._table
+        check_enough(0 if table is None else int(table.count_rows()), compression if not reduce else "a projection")
+        with self._writing():
+            layout = _layout(table)
+            projection = layout.projection
+            if not reduce:
+                projection = ""
+            elif reduce != layout.reduce:
+                samples = {encoder: self.sample(encoder, SAMPLE) for encoder in self.encoders}
+                # Where hardly a clip has sound, its vectors stay as they are, and all of them are compared.
+                enough = {e: x for e, x in samples.items() if len(x) >= LEAST_TO_LEARN}
+                fitted = {encoder: fit_projection(x, reduce) for encoder, x in enough.items()}
+                projection = save_projections(self.storage, fitted)
+            wanted = Layout(precision=precision, compression=compression, reduce=reduce, projection=projection)  # type: ignore[arg-type]
+            if wanted.precision == "float32" and layout.precision == "float16":
+                raise RetrievalError(f"{self.location} keeps its vectors in half precision", "build the index again")
+            for index in table.list_indices():
+                table.drop_index(index.name)
+            if wanted != layout:
+                self._rewrite(wanted)
+            if compression != "none":
+                self._build(wanted)
+
+    def size(self) -> int | None:
+        """See `ClipStore`; None on object storage."""
+        if self.storage.folder is None:
+            return None
+        return sum(path.stat().st_size for path in self.storage.folder.rglob("*") if path.is_file())
+
+    def unindexed(self) -> int:
+        """See `ClipStore`."""
+        if self._table is None:
+            return 0
+        stats = [self._table.index_stats(index.name) for index in self._table.list_indices()]
+        return max((int(s.num_unindexed_rows) for s in stats if s is not None), default=0)
+
+    @property
+    def _table(self) -> Any:
+        with self._opening:
+            if self._opened is None:  # another process may have made it meanwhile
+                self._opened = self._open()
+            return self._opened
 
     def _open(self) -> Any:
-        # Asking the file system is quicker than listing tables, and LanceDB names a table's folder after it.
-        if not (self.folder / f"{TABLE}.lance").is_dir():
+        folder = self.storage.folder
+        if folder is not None:
+            # Asking the file system is quicker than listing tables, and LanceDB names a table's folder after it.
+            files = {path.parent.name for path in (folder / f"{TABLE}.lance").glob("*/*")}
+            if not files & {"_versions", "data"}:
+                return None  # also where its making was killed before anything was in it
+        elif TABLE not in self._database.list_tables().tables:
             return None
         try:
             table = self._database.open_table(TABLE)
         except (ValueError, RuntimeError, OSError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RetrievalError(f"the index {self.folder} is damaged: {reason}", "build it again") from None
-        missing = [encoder for encoder in self.encoders if _column(encoder) not in table.schema.names]
+            raise self._damaged(error) from None
+        missing = [encoder for encoder in self.encoders if column(encoder) not in table.schema.names]
         if missing:
-            raise RetrievalError(f"the index {self.folder} has no vectors of {', '.join(missing)}", "build it again")
+            raise RetrievalError(f"the index {self.location} has no vectors of {', '.join(missing)}", "build it again")
         return table
 
-    def _schema(self) -> Any:
+    def _damaged(self, error: Exception) -> RetrievalError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return RetrievalError(f"the index {self.location} is damaged: {reason}", "build it again")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One writer at a time. Object storage has no locks: there LanceDB refuses the later of clashing commits."""
+        if self.storage.folder is None:
+            yield
+            return
+        self.storage.folder.mkdir(parents=True, exist_ok=True)
+        with (self.storage.folder / _LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _projection(self, layout: Layout) -> dict[str, Floats]:
+        with self._opening:
+            if self._projections[0] != layout.projection:
+                self._projections = (layout.projection, load_projections(self.storage, layout.projection))
+            return self._projections[1]
+
+    def _arrow(self, rows: Sequence[Row], table: Any) -> Any:
+        layout = _layout(table)
+        projections = self._projection(layout) if layout.reduce else {}
+        return rows_to_arrow(rows, self.encoders, projections, table.schema)
+
+    def _rewrite(self, layout: Layout) -> None:
+        """All rows in another layout, as one commit."""
+        table = self._table
+        projections = self._projection(layout) if layout.reduce else {}
+        schema = table_schema(self.encoders, self.dim, layout, list(projections))
+        kept = [name for name in table.schema.names if not is_reduced(name)]
+        batches = table.search().select(kept).to_batches(batch_size=_ROWS_READ)
+        changed = (convert_batch(batch, self.encoders, projections, schema) for batch in batches)
         import pyarrow as pa
 
-        kinds = {"id": pa.string(), "file": pa.string(), "start": pa.float64(), "end": pa.float64()}
-        kinds |= {"duration": pa.float64(), "has_audio": pa.bool_(), "size": pa.int64(), "modified": pa.int64()}
-        kinds |= {_column(encoder): pa.list_(pa.float32(), self.dim) for encoder in self.encoders}
-        return pa.schema([pa.field(name, kind) for name, kind in kinds.items()])
+        reader = pa.RecordBatchReader.from_batches(schema, changed)
+        self._database.create_table(TABLE, data=reader, schema=schema, mode="overwrite", on_bad_vectors="null")
 
-    def _arrow(self, rows: Iterable[Row]) -> Any:
-        import pyarrow as pa
-
-        rows = list(rows)
-        for row in rows:
-            if not all(np.isfinite(vector).all() for vector in row.vectors.values()):
-                raise RetrievalError(f"the model's embedding of {row.file} is not finite", "check the model: eao eval")
-        columns: dict[str, list[Any]] = {
-            **{name: [getattr(row, name) for row in rows] for name in ("id", "file", "start", "end", "duration")},
-            "has_audio": ["audio" in row.vectors for row in rows],
-            "size": [row.state.size for row in rows],
-            "modified": [row.state.modified for row in rows],
-            **{_column(encoder): [row.vectors.get(encoder) for row in rows] for encoder in self.encoders},
-        }
-        return pa.Table.from_pydict(columns, schema=self._schema())
+    def _build(self, layout: Layout) -> None:
+        """The approximate index of each column that has enough vectors."""
+        for encoder in self._projection(layout) if layout.reduce else self.encoders:
+            count = self._table.count_rows(f"{column(encoder)} IS NOT NULL")
+            if count >= LEAST_TO_LEARN:
+                name = reduced_column(encoder) if layout.reduce else column(encoder)
+                config = _index_config(layout.compression, count, layout.reduce or self.dim)
+                self._table.create_index(name, config=config)
 
 
-def _column(encoder: str) -> str:
-    return "vector_" + encoder.replace("-", "_")
+def _layout(table: Any) -> Layout:
+    metadata = table.schema.metadata or {}
+    return Layout.model_validate_json(metadata.get(LAYOUT_KEY, b"{}"))
 
 
-def _is_one_of(column: str, values: Sequence[str]) -> str:
-    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
-    return f"{column} IN ({quoted})"
+def _index_config(compression: Compression, count: int, width: int) -> Any:
+    from lancedb.index import HnswSq, IvfPq
+
+    if compression == "int8":
+        return HnswSq(distance_type="cosine", num_partitions=max(1, count // _GRAPH))
+    # LanceDB computes with 8 numbers at a time; a width that 8 does not divide has fewer, longer parts.
+    parts = next(width // size for size in (4, 8, 16, width) if width % size == 0)
+    return IvfPq(distance_type="cosine", num_partitions=max(1, count // _PARTITION), num_sub_vectors=parts)
 
 
-def file_state(path: str | os.PathLike[str]) -> FileState:
-    """How a file stands now."""
-    stat = os.stat(path)
-    return FileState(stat.st_size, stat.st_mtime_ns)
+def _query(table: Any, vector: Floats, name: str, where: Sequence[Condition]) -> Any:
+    query = table.search(vector, vector_column_name=name, query_type="vector").distance_type("cosine")
+    if not where:
+        return query
+    from lancedb.expr import col, lit
+
+    conditions = [_COMPARE[c.operator](col(c.column), lit(c.value)) for c in where]
+    return query.where(functools.reduce(operator.and_, conditions), prefilter=True)
+
+
+def _any_of(name: str, values: Sequence[str]) -> str:
+    """A condition in SQL, with the values quoted by LanceDB itself."""
+    from lancedb.expr import col
+
+    return str(col(name).isin(values).to_sql())
+
+
+def _cosines(vectors: Floats, query: Floats) -> Floats:
+    return np.asarray(vectors @ query / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)), np.float32)

@@ -13,7 +13,8 @@ import pytest
 
 from eao.embedder import Embedder
 from eao.errors import ConfigError, DataError, RetrievalError
-from eao.retrieval.index import AddReport, Index
+from eao.retrieval.adding import AddReport
+from eao.retrieval.index import Index
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from eao.errors import ConfigError
-from eao.retrieval.search import check_weights, search_table
-from eao.retrieval.table import ClipTable, FileState, Row
+from eao.retrieval.clips import FileState, Row
+from eao.retrieval.search import check_weights, search_store
+from eao.retrieval.table import ClipTable
 
 DIM = 12
 
@@ -49,7 +50,7 @@ def test_a_file_of_many_clips_does_not_crowd_out_the_others(table: ClipTable, ro
     for row in rows:
         best[row.file] = max(best.get(row.file, (-1.0, "")), (cosine(row.vectors["video"]), row.id))
     expected = sorted(best.values(), reverse=True)[:k]
-    hits = search_table(table, QUERY, {"video": 1.0}, k)
+    hits = search_store(table, QUERY, {"video": 1.0}, k)
     assert [hit.id for hit in hits] == [name for _, name in expected]
     assert [hit.score for hit in hits] == pytest.approx([score for score, _ in expected], abs=1e-5)
     assert [hit.rank for hit in hits] == list(range(1, min(k, 10) + 1))
@@ -62,7 +63,7 @@ def test_weighted_scores_are_means_over_the_vectors_a_clip_has(table: ClipTable,
         total = sum(weights[e] for e in row.vectors)
         score = sum(weights[e] * cosine(v) for e, v in row.vectors.items()) / total
         best[row.file] = max(best.get(row.file, -1.0), score)
-    hits = search_table(table, QUERY, weights, 10)
+    hits = search_store(table, QUERY, weights, 10)
     assert {hit.file: hit.score for hit in hits} == pytest.approx(best, abs=1e-5)
 
 
@@ -71,7 +72,7 @@ def test_equal_scores_are_ordered_by_file_and_time(tmp_path: Path) -> None:
     same = {"video": np.ones(DIM, np.float32)}
     rows = [Row(f"{f}#{s}", f, s, s + 1, 9, FileState(0, 0), dict(same)) for f in "cab" for s in (2, 1)]
     table.replace(["a", "b", "c"], rows)
-    assert [hit.id for hit in search_table(table, QUERY, {"video": 1.0}, 3)] == ["a#1", "b#1", "c#1"]
+    assert [hit.id for hit in search_store(table, QUERY, {"video": 1.0}, 3)] == ["a#1", "b#1", "c#1"]
 
 
 def test_weights_add_up_to_one_and_bad_ones_are_errors() -> None:

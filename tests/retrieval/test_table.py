@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from eao.errors import MissingDependencyError, RetrievalError
-from eao.retrieval.table import ClipTable, FileState, Row
+from eao.retrieval.clips import FileState, Row
+from eao.retrieval.table import ClipTable
 
 DIM = 16  # LanceDB treats lists of at least ten numbers as vectors, with checks of their own
 ENCODERS = ("video-audio", "audio")
@@ -77,7 +78,7 @@ def test_another_process_is_seen_and_many_commits_are_gathered(table: ClipTable,
         table.replace([f"f{i}"], make_rows(f"f{i}", range(1), seed=i))
     assert len(reader) == 70
     before = reader.nearest(np.ones(DIM, np.float32), "audio", 100)
-    table.compact()
+    table.tidy()
     assert reader.nearest(np.ones(DIM, np.float32), "audio", 100) == before
 
 
