@@ -93,7 +93,8 @@ class Downloader:
         try:
             fs, place, options = _connect(source)
             with fs.open(place, "rb", **options) as remote:
-                size = getattr(remote, "size", None)
+                # Of a stream the client keeps the response, whose header may say the size.
+                size = getattr(remote, "size", None) or getattr(getattr(remote, "r", None), "content_length", None)
                 self._check_size(name, size or 0)
                 while block := remote.read(_BLOCK):
                     received += len(block)
@@ -130,14 +131,16 @@ def download_ahead(
     """
     window: deque[tuple[Source, Future[Path] | None]] = deque()
     pool = ThreadPoolExecutor(ahead, "download")
+    is_left = True
     try:
         for source in sources:
             window.append((source, pool.submit(downloader.fetch, source) if source.is_remote else None))
             if len(window) > ahead:
                 yield window.popleft()
         yield from window
+        is_left = False
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=is_left)
 
 
 def pause_before(attempt: int) -> float:
@@ -172,8 +175,9 @@ def _connect(source: Source) -> tuple[Any, str, dict[str, Any]]:
         ) from None
     except ValueError as error:
         raise DownloadError(f"{source.name} cannot be opened: {error}", "check the URL") from None
-    # A stream from start to end needs no server that knows ranges.
-    return fs, place, {"block_size": 0} if is_http else {}
+    # A stream from start to end needs no server that knows ranges. A size that is given saves a request by which the
+    # client would ask for it, and which takes every failure for a missing file.
+    return fs, place, {"block_size": 0, "size": -1} if is_http else {}
 
 
 def _reason(error: BaseException) -> str:
