@@ -1,10 +1,9 @@
-"""Which frames of a video are wanted, and making pictures of them: rate, size, crop, rotation."""
+"""Which frames of a video are wanted: rate, size, crop; and choosing them by time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +11,12 @@ from numpy.typing import NDArray
 
 from eao.errors import MediaError
 from eao.features.container import Clock
+from eao.features.pictures import Converter
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 _TICK = 1e-3  # Matroska rounds timestamps to milliseconds
-_MAX_ASPECT = 4  # of a resized frame, against absurdly elongated pictures
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Sampler:
         self.views = tuple(views)
         self.clock = clock
         self.next_rows = [0] * len(self.views)
-        self.convert = _Converter(stream.sample_aspect_ratio)
+        self.convert = Converter(stream.sample_aspect_ratio)
         self.default_length = 1 / float(stream.average_rate or stream.guessed_rate or 25)
         self.held: VideoFrame | None = None
         self.held_time = 0.0
@@ -109,31 +108,3 @@ class Sampler:
                 images[size] = self.convert(self.held, *size)
             self.next_rows[index] += 1
             yield SampledFrame(target, images[size], index)
-
-
-class _Converter:
-    """Turns decoded frames into upright RGB arrays."""
-
-    def __init__(self, pixel_aspect: Fraction | None) -> None:
-        from av.video.reformatter import VideoReformatter
-
-        aspect = float(pixel_aspect or 1)
-        self.pixel_aspect = aspect if 0.1 < aspect < 10 else 1.0
-        # One for a size in the whole clip, since building its tables costs more than scaling one frame.
-        self.reformatters: dict[int, VideoReformatter] = {}
-        self.new_reformatter = VideoReformatter
-
-    def __call__(self, frame: VideoFrame, side: int, crop: bool) -> NDArray[np.uint8]:
-        width, height = frame.width * self.pixel_aspect, float(frame.height)
-        scale = side / min(width, height)
-        # The long side is truncated, as in the feature extractors of the field. Even an absurdly elongated picture must
-        # not need gigabytes.
-        width, height = (max(side, min(int(length * scale + 1e-6), _MAX_ASPECT * side)) for length in (width, height))
-        reformatter = self.reformatters.setdefault(side, self.new_reformatter())
-        scaled = reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC")
-        array = np.asarray(scaled.to_ndarray(), dtype=np.uint8)
-        if crop:
-            top, left = (height - side) // 2, (width - side) // 2
-            array = array[top : top + side, left : left + side]
-        turns = round(frame.rotation / 90) % 4  # the picture is to be turned counter-clockwise by this
-        return np.ascontiguousarray(np.rot90(array, turns))

@@ -29,6 +29,7 @@ from eao.features.container import (
 )
 from eao.features.frames import SampledFrame, Sampler, View
 from eao.features.limits import Budget, Limits
+from eao.features.pictures import Deinterlacer
 from eao.features.sound import SAMPLE_RATE, Sound
 
 if TYPE_CHECKING:
@@ -159,13 +160,17 @@ class ClipReader:
 
     def _decode(self, clock: Clock) -> Iterator[SampledFrame]:
         sampler = Sampler(self.views, clock) if clock.video is not None else None
+        deinterlacer = Deinterlacer()
         sound = Sound(clock.budget)
         for stream, frame in decode_streams(clock):
             if stream is clock.audio:
                 sound.add(frame)
             elif sampler is not None:
-                yield from sampler.add(frame, clock.frame_time(frame))
+                for whole, time in deinterlacer.add(frame, clock.frame_time(frame)):
+                    yield from sampler.add(whole, time)
         if sampler is not None:
+            for whole, time in deinterlacer.flush():
+                yield from sampler.add(whole, time)
             yield from sampler.finish()
         clock.check_end()
         sound.finish(clock.origin)

@@ -45,14 +45,29 @@ def log_mel(samples: NDArray[np.float32]) -> NDArray[np.float32]:
         raise ValueError(f"samples must be one-dimensional, not of shape {signal.shape}")
     if signal.size == 0:
         signal = np.zeros(_SAMPLES_IF_EMPTY, np.float32)
-    signal = signal - signal.mean()
-    signal = np.concatenate([signal[:1], signal[1:] - np.float32(_PRE_EMPHASIS) * signal[:-1]])
-    padded = np.pad(signal, WINDOW // 2, mode="reflect")  # reflects repeatedly where the signal is short
-    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]  # (T, 400), a view
-    power = np.concatenate([_mel_power(frames[i : i + _BLOCK]) for i in range(0, len(frames), _BLOCK)], axis=1)
-    decibels = 10.0 * np.log10(np.maximum(power, _SMALLEST_POWER))
-    decibels -= 10.0 * np.log10(max(float(power.max()), _SMALLEST_POWER))
-    return np.asarray(np.clip(decibels, _FLOOR_DB, 0.0), dtype=np.float32)
+    mean = signal.mean()
+    power = np.empty((BANDS, 1 + signal.size // HOP), np.float32)
+    for begin in range(0, power.shape[1], _BLOCK):
+        end = min(begin + _BLOCK, power.shape[1])
+        block = _emphasised(signal, mean, begin * HOP - WINDOW // 2, (end - 1) * HOP + WINDOW // 2)
+        power[:, begin:end] = _mel_power(np.lib.stride_tricks.sliding_window_view(block, WINDOW)[::HOP])
+    maximum = max(float(power.max()), _SMALLEST_POWER)
+    decibels = np.maximum(power, _SMALLEST_POWER, out=power)  # in place: of hours of sound it is large
+    np.log10(decibels, out=decibels)
+    decibels *= 10.0
+    decibels -= 10.0 * np.log10(maximum)
+    return np.clip(decibels, _FLOOR_DB, 0.0, out=decibels)
+
+
+def _emphasised(signal: NDArray[np.float32], mean: np.float32, begin: int, end: int) -> NDArray[np.float32]:
+    """Samples [begin, end) without the mean and with pre-emphasis; beyond its ends the signal is reflected."""
+    # More than is wanted on both sides, so that there is enough to reflect; repeatedly, where the signal is short.
+    low, high = max(begin - WINDOW, 0), min(end + WINDOW, signal.size)
+    block = signal[max(low - 1, 0) : high] - mean
+    block[1:] -= np.float32(_PRE_EMPHASIS) * block[:-1]
+    padded = np.pad(block[min(low, 1) :], (max(-begin, 0), max(end - high, 0)), mode="reflect")
+    start = max(begin, 0) - low
+    return padded[start : start + end - begin]
 
 
 def _mel_power(frames: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eao.features import spectrogram
 from eao.features.spectrogram import _window_and_basis, log_mel
 
 # Signals and spectrograms of the unmodified AVLnet front end under librosa 0.8.1, with 20 times its own rounding error.
@@ -60,3 +61,12 @@ def test_any_length_gives_a_frame_every_160_samples_within_80_db(length: int, sc
 def test_refuses_stereo() -> None:
     with pytest.raises(ValueError, match="one-dimensional"):
         log_mel(np.zeros((2, 100), np.float32))
+
+
+@pytest.mark.parametrize("samples", [201, 399, 480, 16_001])
+def test_blocks_leave_no_seams(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+    signal = np.random.default_rng(0).normal(0.02, 0.1, samples).astype(np.float32)
+    whole = log_mel(signal)
+    monkeypatch.setattr(spectrogram, "_BLOCK", 7)
+    # A matrix product of other shape sums in another order.
+    np.testing.assert_allclose(log_mel(signal), whole, atol=1e-4)
