@@ -244,7 +244,8 @@ class FeatureStore:
             raise ConfigError(
                 f"cannot read {path}: {' '.join(str(error).split())}", "give another output folder"
             ) from None
-        found = found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            raise ConfigError(f"{path} says nothing of features", "give another output folder")
         wanted = self._description()
         compared = set(wanted) | set(found)
         if self.rule is None:
