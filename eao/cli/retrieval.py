@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eao.cli.common import Device, DryRun, Json, ModelPath, Overrides, app, split_overrides
+from eao.cli.common import Device, DryRun, Json, ModelPath, Overrides, app, split_names, split_overrides
 from eao.console import err, print_json, print_report, print_table, progress
 from eao.errors import ConfigError
 
@@ -50,29 +50,90 @@ def pack(
     print_report("verified" if verify else "packed", report, as_json)
 
 
+_WHAT, _HOW = "What", "How"
+
+
 @app.command()
 def extract(
-    arguments: Annotated[list[str], typer.Argument(metavar="INPUT... [KEY=VALUE]...", help="Video files and folders.")],
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT... [KEY=VALUE]...",
+            help="Files, folders, patterns, URLs, and lists of them: .txt, or .csv and .jsonl with the columns path or "
+            "url, id, start, end, caption.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("--out", "-o", help="Folder for the features.")],
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="Extract what this model was trained on.")] = None,
-    device: Device = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="efficientnet, motion, resnet152, resnext101, s3d, clip, audio; by default those of the demo.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="Weights of a network.", rich_help_panel=_WHAT)
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", "-m", help="Extract what this model was trained on.", rich_help_panel=_WHAT),
+    ] = None,
+    clips: Annotated[
+        str,
+        typer.Option(
+            help="whole, windows:SECONDS, shots[:MIN-MAX] or subtitles[:FOLDER] (.vtt, .srt).", rich_help_panel=_WHAT
+        ),
+    ] = "whole",
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU if there is one.", rich_help_panel=_HOW),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that decode; by default one for each core.", rich_help_panel=_HOW),
+    ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(min=0, help="Further attempts at what may pass: downloads, crashes.", rich_help_panel=_HOW),
+    ] = 2,
+    max_duration: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds; longer files are refused.", rich_help_panel=_HOW)
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="As 2GB; larger files are refused.", rich_help_panel=_HOW)
+    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="On the running Ray cluster, or one started here.", rich_help_panel=_HOW)
+    ] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="On this Ray cluster.", rich_help_panel=_HOW)
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Video and audio features of every video in a folder. Runs again where it stopped."""
-    from eao.config import load_config, override_config
+    """Video and audio features of every video in a folder or list. Runs again where it stopped, also after a kill."""
+    from eao.api import choose_device, load_model_config
+    from eao.features.choice import choose_settings, make_limits
     from eao.features.extract import extract_folder
+    from eao.features.pipeline import Options
+    from eao.features.segments import ClipRule
 
-    inputs, overrides = split_overrides(arguments)
-    if model is not None:
-        from eao.api import load_model_config
-
-        settings = override_config(load_model_config(model), overrides)
-    else:
-        settings = load_config(overrides=overrides)
+    _, overrides = split_overrides(arguments)
+    inputs = [argument for argument in arguments if argument not in overrides]  # a URL is no path
+    of_model = load_model_config(model) if model is not None else None
+    config = choose_settings(split_names(features), weights or (), of_model, overrides)
+    options = Options(ClipRule.parse(clips), workers, retries, make_limits(max_duration, max_bytes))
     with progress("extracting", not as_json) as callback:
         report = extract_folder(
-            inputs, output, settings.features, progress=callback, dry_run=dry_run, device=device or "cpu"
+            inputs,
+            output,
+            config,
+            device=choose_device(device),
+            progress=callback,
+            dry_run=dry_run,
+            options=options,
+            model=str(model.absolute()) if model is not None else None,
+            ray=ray_address or ("" if ray else None),
         )
     print_report("extraction", report, as_json)
 

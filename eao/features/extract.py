@@ -79,8 +79,8 @@ def extract_folder(
         options: how files are cut into clips, and how the work is done.
         extractor: a loaded extractor of the same configuration to use again.
         model: the checkpoint whose features these are, noted for `eao index`.
-        ray: address of a Ray cluster that does the work, "local" to start one here; None = without Ray. The output must
-            be a folder that all its machines share.
+        ray: address of a Ray cluster that does the work; "" for the running one, or one that is started here; None =
+            without Ray. The output must be a folder that all its machines share.
 
     Raises:
         DataError: for no clips, clashing ids, an output that another run is writing, or a disk that takes no more.
