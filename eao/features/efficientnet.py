@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eao.errors import missing_dependency
+from eao.features.layers import Pointwise
 from eao.features.weights import Weights
 
 # B images, H W their size, D channels
@@ -55,14 +56,6 @@ class SameConv(nn.Conv2d):
             vertical, horizontal = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:])
             x = F.pad(x, (horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2))
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
-
-
-class Pointwise(nn.Linear):
-    """A 1x1 convolution with bias, as the matrix product that it is on channels-last memory: no copy, no im2col."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, D, H, W) to (B, D', H, W)."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):
@@ -187,5 +180,4 @@ def load_efficientnet_lite0(path: str | Path | None = None, device: str | torch.
 
 
 def _fold(layer: SameConv | Pointwise, weights: Weights, conv: str, norm: str) -> None:
-    shape = (*layer.weight.shape, 1, 1) if isinstance(layer, Pointwise) else None
-    weights.fold(layer, conv, norm, _BATCH_NORM_EPS, shape)
+    weights.fold(layer, conv, norm, _BATCH_NORM_EPS, kernel=(1, 1) if isinstance(layer, Pointwise) else None)

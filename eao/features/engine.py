@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,10 @@ Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def open_engine(path: str | Path, frame_shape: Sequence[int | None], width: int, device: str = "cpu") -> Run:
-    """A function from frames to rows that an exported network computes. Threads may share it.
+    """A function from frames to rows that an exported network computes.
+
+    Threads may share it. On a CPU each call is computed on one core, so that calls from several threads do not get in
+    each other's way, and rows do not depend on the number of cores.
 
     Args:
         path: .onnx, run by onnxruntime on `device`, or .xml with its .bin, run by OpenVINO on the CPU.
@@ -59,8 +63,6 @@ def open_engine(path: str | Path, frame_shape: Sequence[int | None], width: int,
 
 def _open_onnx(path: Path, device: str) -> tuple[Run, list[Any]]:
     """What runs the graph, and the sizes of a row's frames: numbers, or names of those that vary."""
-    import torch
-
     try:
         import onnxruntime
     except ImportError:
@@ -71,8 +73,7 @@ def _open_onnx(path: Path, device: str) -> tuple[Run, list[Any]]:
         raise missing_dependency("onnxruntime-gpu", "gpu", f"running {path} on {device}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = 1
     providers = [(provider, {"device_id": int(number or 0)} if kind == "cuda" else {}), ("CPUExecutionProvider", {})]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers[: 1 + (kind == "cuda")])
@@ -92,13 +93,12 @@ def _open_onnx(path: Path, device: str) -> tuple[Run, list[Any]]:
 
 def _open_openvino(path: Path) -> tuple[Run, list[Any]]:
     """As `_open_onnx`."""
-    import torch
-
+    cores = os.cpu_count() or 1
     properties = {
         # On processors with narrower units it would round to bfloat16 on its own.
         "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": cores,
+        "NUM_STREAMS": cores,
     }
     core = openvino_core(f"running {path}")
     try:

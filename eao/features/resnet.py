@@ -66,7 +66,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, D, *S) to (B, D', *S')."""
         y = F.relu(self.mix(F.relu(self.reduce(x), inplace=True)), inplace=True)
-        y = self.expand(y) + (x if self.shortcut is None else self.shortcut(x))
+        y = self.expand(y).add_(x if self.shortcut is None else self.shortcut(x))
         return F.relu(y, inplace=True)
 
     def take(self, weights: Weights, name: str) -> None:
@@ -136,11 +136,14 @@ class ResNet152(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGE_STD) + _STD_EPS, persistent=False)
 
     @classmethod
-    def load(cls, path: str | Path, shape: Shape = RESNET_152) -> ResNet152:
+    def load(cls, path: str | Path) -> ResNet152:
         """The network with the weights of a file. Errors: as `Weights.read` and `ResidualTrunk.from_weights`."""
-        return cls(ResidualTrunk.from_weights(shape, Weights.read(path, "ResNet-152"))).eval()
+        return cls(ResidualTrunk.from_weights(RESNET_152, Weights.read(path, "ResNet-152"))).eval()
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (B, H, W, 3) uint8 RGB to (B, 2048): the mean over positions, at unit length."""
-        x = (frames.float() / 255 - self.mean) / self.std
-        return F.normalize(self.trunk(x.permute(0, 3, 1, 2)).mean((2, 3)), dim=1)
+        return F.normalize(self.trunk(self.normalise(frames)).mean((2, 3)), dim=1)
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """Frames (B, H, W, 3) uint8 RGB as the network was trained on them, (B, 3, H, W)."""
+        return ((frames.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)

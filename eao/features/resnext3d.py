@@ -38,9 +38,9 @@ class ResNeXt101Video(nn.Module):
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN), persistent=False)
 
     @classmethod
-    def load(cls, path: str | Path, shape: Shape = RESNEXT_101_3D) -> ResNeXt101Video:
+    def load(cls, path: str | Path) -> ResNeXt101Video:
         """The network with the weights of a file. Errors: as `Weights.read` and `ResidualTrunk.from_weights`."""
-        return cls(ResidualTrunk.from_weights(shape, Weights.read(path, "3-D ResNeXt-101"))).eval()
+        return cls(ResidualTrunk.from_weights(RESNEXT_101_3D, Weights.read(path, "3-D ResNeXt-101"))).eval()
 
     def forward(self, frames: Tensor) -> Tensor:
         """Chunks (B, 16, 112, 112, 3) uint8 RGB to (B, 2048): the mean over positions, at unit length."""

@@ -6,13 +6,13 @@ into the convolution before it; the text tower and the layer into the joint spac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eao.features.layers import Pointwise, SpaceConv, TimeConv, max_pool
 from eao.features.weights import Weights
 
 # B clips, D channels, T H W their positions
@@ -41,8 +41,8 @@ class Separable(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.space = nn.Conv3d(inputs, outputs, (1, 3, 3), padding=(0, 1, 1))
-        self.time = nn.Conv3d(outputs, outputs, (3, 1, 1), padding=(1, 0, 0))
+        self.space = SpaceConv(inputs, outputs)
+        self.time = TimeConv(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, D, T, H, W) to (B, D', T, H, W)."""
@@ -50,16 +50,16 @@ class Separable(nn.Module):
 
     def take(self, weights: Weights, name: str) -> None:
         """Load it under its original names."""
-        weights.fold(self.space, f"{name}.conv1", f"{name}.bn1")
-        weights.fold(self.time, f"{name}.conv2", f"{name}.bn2")
+        weights.fold(self.space, f"{name}.conv1", f"{name}.bn1", kernel=(1, 3, 3))
+        weights.fold(self.time, f"{name}.conv2", f"{name}.bn2", kernel=(3, 1, 1))
 
 
-class Pointwise(nn.Module):
-    """A 1 x 1 x 1 convolution and ReLU."""
+class Reduce(nn.Module):
+    """A convolution of kernel 1, and ReLU."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(inputs, outputs, 1)
+        self.conv = Pointwise(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, D, T, H, W) to (B, D', T, H, W)."""
@@ -67,7 +67,7 @@ class Pointwise(nn.Module):
 
     def take(self, weights: Weights, name: str) -> None:
         """Load it under its original names."""
-        weights.fold(self.conv, f"{name}.conv1", f"{name}.bn1")
+        weights.fold(self.conv, f"{name}.conv1", f"{name}.bn1", kernel=(1, 1, 1))
 
 
 class Gate(nn.Module):
@@ -88,16 +88,16 @@ class Mixed(nn.Module):
 
     def __init__(self, inputs: int, b0: int, b1: tuple[int, int], b2: tuple[int, int], b3: int) -> None:
         super().__init__()
-        self.b0 = Pointwise(inputs, b0)
-        self.b1_a, self.b1_b = Pointwise(inputs, b1[0]), Separable(*b1)
-        self.b2_a, self.b2_b = Pointwise(inputs, b2[0]), Separable(*b2)
-        self.b3_b = Pointwise(inputs, b3)
+        self.b0 = Reduce(inputs, b0)
+        self.b1_a, self.b1_b = Reduce(inputs, b1[0]), Separable(*b1)
+        self.b2_a, self.b2_b = Reduce(inputs, b2[0]), Separable(*b2)
+        self.b3_b = Reduce(inputs, b3)
         self.widths = (b0, b1[1], b2[1], b3)
         self.gates = nn.ModuleList(map(Gate, self.widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, D, T, H, W) to (B, D', T, H, W)."""
-        around = F.max_pool3d(x, 3, 1, 1)
+        around = max_pool(x, (3, 3, 3), (1, 1, 1))  # of values from ReLU, so that zeros around them do not count
         branches = (self.b0(x), self.b1_b(self.b1_a(x)), self.b2_b(self.b2_a(x)), self.b3_b(around))
         return torch.cat([gate(branch) for gate, branch in zip(self.gates, branches, strict=True)], dim=1)
 
@@ -121,7 +121,7 @@ class S3DG(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(24, 64, (2, 4, 4), padding=(1, 2, 2))
-        self.conv_2b = Pointwise(64, 64)
+        self.conv_2b = Reduce(64, 64)
         self.conv_2c = Separable(64, 192)
         self.gating = Gate(192)
         self.mixed = nn.ModuleDict()
@@ -148,8 +148,7 @@ class S3DG(nn.Module):
             assert isinstance(block, Mixed)
             block.take(weights, name)
         weights.finish(unused=["fc.", "text_module."])
-        network = network.eval().requires_grad_(False)
-        return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload,no-any-return]
+        return network.eval().requires_grad_(False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Chunks (B, T, H, W, 3) uint8 RGB, T, H and W even, to (B, 1024)."""
@@ -171,14 +170,6 @@ class S3DG(nn.Module):
 
 def space_to_depth(x: Tensor) -> Tensor:
     """Blocks of 2 x 2 x 2 positions as channels: (B, D, T, H, W) to (B, 8 D, T/2, H/2, W/2), colour fastest."""
-    blocks = x.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, D, T/2, 2, H/2, 2, W/2, 2)
-    return blocks.permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)
-
-
-def max_pool(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Max pooling that pads with zeros as TensorFlow's SAME does where sizes are even: the smaller half first."""
-    padding: list[int] = []
-    for size, step in zip(reversed(kernel), reversed(stride), strict=True):
-        total = max(size - step, 0)
-        padding += [total // 2, total - total // 2]
-    return F.max_pool3d(F.pad(x, padding), tuple(kernel), tuple(stride), ceil_mode=True)
+    blocks = x.movedim(1, -1).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+    # (B, T/2, 2, H/2, 2, W/2, 2, D), laid out for channels-last memory.
+    return blocks.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4).movedim(-1, 1)

@@ -72,7 +72,7 @@ class Weights:
         return tensor.double()
 
     def fold(
-        self, layer: nn.Module, conv: str, norm: str, eps: float = 1e-5, shape: Sequence[int] | None = None
+        self, layer: nn.Module, conv: str, norm: str, eps: float = 1e-5, kernel: Sequence[int] | None = None
     ) -> None:
         """Load a convolution without bias and the BatchNorm after it as one layer with bias.
 
@@ -81,13 +81,14 @@ class Weights:
             conv: name of the convolution.
             norm: name of the BatchNorm.
             eps: of the BatchNorm.
-            shape: of the stored weight; by default that of the layer's.
+            kernel: of the stored convolution, where the layer keeps it without its axes of size 1.
 
         Raises:
             CheckpointError: as for `take`.
         """
         assert isinstance(layer.weight, Tensor) and isinstance(layer.bias, Tensor)
-        weight = self.take(f"{conv}.weight", layer.weight.shape if shape is None else shape)
+        outputs, inputs, *own_kernel = layer.weight.shape
+        weight = self.take(f"{conv}.weight", (outputs, inputs, *(own_kernel if kernel is None else kernel)))
         channels = weight.shape[:1]
         mean, variance, gain, offset = (
             self.take(f"{norm}.{name}", channels) for name in ("running_mean", "running_var", "weight", "bias")

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
 import av
 import numpy as np
 import pytest
 
 ClipWriter = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def golden_networks() -> ModuleType:
+    """The module tests/golden/networks.py."""
+    path = Path(__file__).parents[1] / "golden" / "networks.py"
+    spec = importlib.util.spec_from_file_location("golden_networks", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _write_clip(
