@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ LATE_AUDIO = 0.1
 _Stream = TypeVar("_Stream", bound="av.stream.Stream")
 _DISPLAY_SLACK = 60.0  # seconds by which timestamps may run beyond the stated duration
 _JUMP = 1.0  # seconds by which timestamps go back only where recordings were joined
+_BAD_PACKETS, _BAD_SHARE = 2, 0.01  # that may fail to decode: players pass over them too
 _TAIL = 4096  # bytes before the end of a file in which broken data mean that it was cut off
 
 # FFmpeg demuxers that may open a file. Playlists (hls, dash, concat) are left out: they make FFmpeg open other files.
@@ -37,9 +39,9 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,h264,hevc,m4v,asf,flv,ogg,gif,wav,w64,mp3,flac,"
     "aac,aiff,amr,ac3,eac3,caf,ivf,mxf,nut"
 )
-# Formats whose header states the duration that the writer gave: a file that ends before it is truncated. In others the
-# duration is guessed from the bit rate or read from the last packet.
-_STATED_DURATION = frozenset({"mov", "mp4", "matroska", "webm", "avi", "wav", "asf", "flv"})
+# Formats that state the duration which the writer gave: a file that ends before it is truncated. In others the duration
+# is guessed from the bit rate or from the first and last packet.
+_STATED_DURATION = frozenset({"mov", "mp4", "matroska", "webm", "avi", "wav", "asf", "flv", "flac", "ogg"})
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Clock:
     origin: float | None = None
     packets_end: float = field(default=-math.inf)
     position: int = 0
+    is_cut: bool = False
     _shift: float = 0.0
     _last: float = 0.0
 
@@ -62,6 +65,8 @@ class Clock:
             self.packets_end = max(self.packets_end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.pos is not None:
             self.position = max(self.position, packet.pos + packet.size)
+        if packet.size and self.video is not None and packet.stream_index == self.video.index:
+            self.is_cut = packet.is_corrupt  # of the last one: its end was not there to be read
 
     def frame_time(self, frame: VideoFrame) -> float | None:
         """Seconds of a video frame from the start of the clip; the first one decides where that is.
@@ -103,8 +108,10 @@ class Clock:
         stated = stated_duration(self.container)
         if stated is None or not _STATED_DURATION & set(self.container.format.name.split(",")):
             return
+        if self.is_cut:
+            raise self._truncated(f" after {self.reached:.1f} s, in the middle of a packet")
         if self.reached < stated - max(0.3, 0.02 * stated):
-            raise self._truncated(f": its header states {stated:.1f} s, its data end at {self.reached:.1f} s")
+            raise self._truncated(f": it states a duration of {stated:.1f} s, its data end at {self.reached:.1f} s")
 
     def failure(self, what: str, error: BaseException) -> MediaError:
         """The error for data that cannot be read: at the end of the file they were cut off, elsewhere damaged."""
@@ -134,6 +141,8 @@ def decode_streams(clock: Clock) -> Iterator[tuple[VideoStream | AudioStream, An
     budget = clock.budget
     wanted = {stream.index: stream for stream in (clock.video, clock.audio) if stream is not None}
     begun: set[int] = set()
+    read: Counter[int] = Counter()
+    failed: Counter[int] = Counter()
     packets = clock.container.demux()
     while True:
         try:
@@ -147,15 +156,20 @@ def decode_streams(clock: Clock) -> Iterator[tuple[VideoStream | AudioStream, An
         if stream is None:
             continue
         budget.packet()
+        read[stream.index] += 1
         try:
             frames: list[Any] = list(packet.decode())
         except EndOfFile:
             continue
-        except FFmpegError as error:
-            # A recording that was cut out of a broadcast starts in the middle of a group of pictures.
-            if stream.index not in begun and packet.pts is not None:
-                continue
+        except MemoryError as error:
             raise clock.failure(f"its {stream.type} cannot be decoded", error) from None
+        except FFmpegError as error:
+            # Those before the first frame do not count: a recording that was cut out of a broadcast starts in the
+            # middle of a group of pictures.
+            failed[stream.index] += stream.index in begun
+            if failed[stream.index] > _BAD_PACKETS + _BAD_SHARE * read[stream.index]:
+                raise clock.failure(f"its {stream.type} cannot be decoded", error) from None
+            continue
         for frame in frames:
             begun.add(stream.index)
             if stream is clock.video:
@@ -171,18 +185,12 @@ def open_media(path: Path, limits: Limits) -> InputContainer:
     Raises:
         MediaError: if it is missing, no plain file (also behind links), may not be read, is too large, or is no media.
     """
-    import av
     from av.error import FFmpegError
 
     _check_file(path, limits)
-    options = {
-        "protocol_whitelist": "file",
-        "format_whitelist": _FORMATS,
-        "max_pixels": str(limits.max_pixels),  # of frames that are decoded to find out about the file
-    }
     try:
-        # An absolute path cannot be taken for a protocol, as `concat:x.mp4` would be.
-        return av.open(str(path.absolute()), options=options, metadata_errors="replace")
+        # The limit holds for frames that are decoded to find out about the file.
+        return _open(path, {"max_pixels": str(limits.max_pixels)})
     except (FFmpegError, ValueError) as error:
         if _lacks_index(path):
             raise MediaError(
@@ -192,6 +200,25 @@ def open_media(path: Path, limits: Limits) -> InputContainer:
             ) from None
         hint = "check that it is a complete video or audio file (mp4, mkv, webm, avi, mov, wav, m4a ...)"
         raise MediaError(f"cannot read {path} as video or sound: {_reason(error)}", hint, "not-media") from None
+
+
+def picture_size(path: Path, video: VideoStream) -> tuple[int, int]:
+    """Width and height in pixels as stored."""
+    if video.width and video.height:
+        return video.width, video.height
+    # FFmpeg forgets the size that a file declares when its decoder refuses it: without decoders it is remembered.
+    with _open(path, {"codec_whitelist": "none"}) as container:
+        declared = container.streams[video.index]
+        assert declared.type == "video"
+        return declared.width, declared.height
+
+
+def _open(path: Path, options: dict[str, str]) -> InputContainer:
+    import av
+
+    options |= {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+    # An absolute path cannot be taken for a protocol, as `concat:x.mp4` would be.
+    return av.open(str(path.absolute()), options=options, metadata_errors="replace")
 
 
 def _check_file(path: Path, limits: Limits) -> None:

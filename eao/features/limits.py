@@ -12,8 +12,6 @@ from pathlib import Path
 
 from eao.errors import MediaError
 
-_FREE_PIXELS = 10**10  # decoded pixels that need no justification: a quarter of an hour of 640x480
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -26,8 +24,9 @@ class Limits:
         max_duration: seconds, as stated by the file and as decoded; 24 hours.
         max_pixels: width x height of a frame; 8192 x 4352, the largest picture of HEVC and AV1 (level 6.2).
         max_frames: decoded video frames; ten million, 24 hours at 115 frames per second.
-        max_expansion: decoded pixels per byte of the file, after the first 10^10; 250,000, three times what 60 frames
-            per second of a motionless 4K screen come to.
+        max_expansion: decoded pixels per byte of the file, after `free_pixels`; 250,000, three times what 60 frames per
+            second of a motionless 4K screen come to.
+        free_pixels: decoded pixels that no size of file needs to justify; 10^10, twenty minutes of 640 x 480.
         max_idle_packets: packets in a row of which the decoder makes nothing; 20,000.
         stall_seconds: after which a decoding process that reports no progress is ended; 60.
         worker_bytes: address space of a decoding process; 8 GB.
@@ -38,6 +37,7 @@ class Limits:
     max_pixels: int = 8192 * 4352
     max_frames: int = 10**7
     max_expansion: float = 250_000.0
+    free_pixels: int = 10**10
     max_idle_packets: int = 20_000
     stall_seconds: float = 60.0
     worker_bytes: int = 8 * 10**9
@@ -99,7 +99,7 @@ class Budget:
             raise MediaError(
                 f"{self.path} holds more than {self.limits.max_frames:,} frames", "raise max_frames", "too-long"
             )
-        if self.pixels > _FREE_PIXELS + self.limits.max_expansion * self.size:
+        if self.pixels > self.limits.free_pixels + self.limits.max_expansion * self.size:
             raise MediaError(
                 f"{self.path}: {self.size:,} bytes decode to more than {self.pixels:.2g} pixels: a decompression bomb",
                 "raise max_expansion if the file is to be trusted",

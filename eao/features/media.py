@@ -24,6 +24,7 @@ from eao.features.container import (
     audio_stream,
     decode_streams,
     open_media,
+    picture_size,
     stated_duration,
     video_stream,
 )
@@ -92,10 +93,11 @@ def probe(path: str | Path, limits: Limits | None = None) -> MediaInfo:
     """
     with open_media(Path(path), limits or Limits()) as container:
         video, audio = video_stream(container), audio_stream(container)
+        width, height = picture_size(Path(path), video) if video is not None else (0, 0)
         return MediaInfo(
             duration=stated_duration(container),
-            width=video.width if video is not None else 0,
-            height=video.height if video is not None else 0,
+            width=width,
+            height=height,
             fps=float(video.average_rate or 0) if video is not None else 0.0,
             has_video=video is not None,
             has_audio=audio is not None,
@@ -168,11 +170,11 @@ class ClipReader:
             elif sampler is not None:
                 for whole, time in deinterlacer.add(frame, clock.frame_time(frame)):
                     yield from sampler.add(whole, time)
+        clock.check_end()
         if sampler is not None:
             for whole, time in deinterlacer.flush():
                 yield from sampler.add(whole, time)
             yield from sampler.finish()
-        clock.check_end()
         sound.finish(clock.origin)
         self.audio, self.audio_file = sound.samples, sound.file
         if sampler is not None:
@@ -190,7 +192,7 @@ class ClipReader:
                 "encode it again, for example as H.264",
                 "unsupported-codec",
             )
-        budget.dimensions(video.width, video.height)
+        budget.dimensions(*picture_size(self.path, video))
         video.codec_context.thread_count = self.threads
         video.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}  # it may change on the way
         return video
