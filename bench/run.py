@@ -48,6 +48,7 @@ class Suite(NamedTuple):
 SUITES: dict[str, Suite] = {
     "engines": Suite("published", "Engines at the published size"),
     "attention": Suite("attention", "Attention without padding"),
+    "extract": Suite("extract", "Extracting features"),
     "forward": Suite("forward", "The packed model"),
     "gradcache": Suite("gradcache", "Batches beyond memory"),
     "loader": Suite("loader", "Reading training data"),

@@ -130,7 +130,8 @@ def _records(
     elif ray is not None:
         from eao.features.ray_pipeline import extract_on_ray
 
-        yield extract_on_ray(todo, extractor, store.folder, options, ray)
+        with extract_on_ray(todo, extractor, store.folder, options, ray) as results:
+            yield results
     else:
         extractor.load()  # missing weights are to be noticed before the first clip is decoded
         with extract_side_by_side(todo, extractor, store.work, options) as results:

