@@ -17,7 +17,9 @@ from eao.errors import EaoError, ParityError
 # isort: off
 from eao.cli import training  # noqa: F401
 from eao.cli import retrieval  # noqa: F401
+from eao.cli import search  # noqa: F401
 from eao.cli import engines  # noqa: F401
+from eao.cli import backbones  # noqa: F401
 from eao.cli import checks  # noqa: F401
 # isort: on
 

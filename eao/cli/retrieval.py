@@ -1,15 +1,14 @@
-"""Commands from videos to search: pack, extract, embed, index, search."""
+"""Commands from videos to embeddings: pack, extract, embed."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from eao.cli.common import Device, DryRun, Json, ModelPath, Overrides, app, split_names, split_overrides
-from eao.console import err, print_json, print_report, print_table, progress
+from eao.console import err, print_json, print_report, progress
 from eao.errors import ConfigError
 
 
@@ -165,65 +164,3 @@ def embed(
     with atomic_path(output.with_suffix(".npy")) as temporary:
         np.save(temporary, rows)
     err.print(f"{output.with_suffix('.npy')}: {rows.shape[0]} x {rows.shape[1]} float32")
-
-
-@app.command()
-def index(
-    arguments: Annotated[list[str], typer.Argument(metavar="INPUT... [KEY=VALUE]...", help="Video files and folders.")],
-    model: ModelPath,
-    output: Annotated[Path, typer.Option("--out", "-o", help="The index; videos are added to one that exists.")] = Path(
-        "index"
-    ),
-    device: Device = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Index a folder of videos, so that `eao search` finds them by what is seen and heard."""
-    from eao.api import load
-    from eao.features.inputs import find_videos
-    from eao.retrieval.index import Index
-
-    inputs, overrides = split_overrides(arguments)
-    if dry_run:
-        files = find_videos(inputs)
-        print_report("index", {"would index": len(files)}, as_json)
-        return
-    embedder = load(model, device=device, overrides=overrides)
-    with progress("indexing", not as_json) as callback:
-        report = Index(output, embedder).add(inputs, progress=callback)
-    print_report("index", report, as_json)
-
-
-@app.command()
-def search(
-    query: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
-    overrides: Overrides = None,
-    index_path: Annotated[
-        Path, typer.Option("--index", "-i", help="An index made by `eao index` or `eao demo`.")
-    ] = Path("index"),
-    model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Default: the model the index was made with.")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many clips.")] = 10,
-    by: Annotated[str | None, typer.Option(help="Compare with video-audio (default), video or audio.")] = None,
-    video: Annotated[Path | None, typer.Option(help="Find clips like this video instead.")] = None,
-    audio: Annotated[Path | None, typer.Option(help="Find clips that sound like this file instead.")] = None,
-    device: Device = None,
-    as_json: Json = False,
-) -> None:
-    """Search an index with a sentence, a video or a sound."""
-
-    from eao.api import load
-    from eao.retrieval.index import Index
-
-    embedder = load(model, device=device, overrides=overrides or []) if model is not None else None
-    opened = Index(index_path, embedder)
-    hits = opened.search(query or None, video=video, audio=audio, k=k, encoder=by)
-    if as_json:
-        print_json([asdict(hit) for hit in hits])
-        return
-    rows = [
-        {"rank": h.rank, "score": f"{h.score:.3f}", "file": h.file, "from": f"{h.start:.1f} s", "to": f"{h.end:.1f} s"}
-        for h in hits
-    ]
-    print_table(query or str(video or audio), rows)

@@ -34,9 +34,9 @@ class Location:
             RetrievalError: they are damaged, or cannot be reached.
         """
         if self.is_milvus:
-            from eao.retrieval.milvus import read_note
+            from eao.retrieval.milvus_client import Notes, connect
 
-            text = read_note(self.address, METADATA)
+            text = Notes(*connect(self.address)).read(METADATA) if self._may_exist() else None
             return None if text is None else parse_metadata(text, f"the note {METADATA} of {self}")
         storage = Storage(self.address)
         name = storage.name(METADATA)
@@ -50,9 +50,9 @@ class Location:
     def write(self, metadata: Metadata) -> None:
         """Put the metadata there, unless they are there."""
         if self.is_milvus:
-            from eao.retrieval.milvus import write_note
+            from eao.retrieval.milvus_client import Notes, connect
 
-            write_note(self.address, METADATA, metadata.model_dump_json())
+            Notes(*connect(self.address)).write({METADATA: metadata.model_dump_json()})
             return
         storage = Storage(self.address)
         if storage.size(METADATA) is None:
@@ -75,3 +75,7 @@ class Location:
         from eao.retrieval.table import ClipTable
 
         return ClipTable(self.address, encoders, dim)
+
+    def _may_exist(self) -> bool:
+        # Milvus Lite makes the file when it is opened.
+        return "://" in self.address or Path(self.address).exists()

@@ -45,8 +45,8 @@ from eao.retrieval.projection import SAMPLE, fit_projection, load_projections, s
 TABLE = "clips"
 _LOCK = ".lock"
 _FRAGMENTS = 64  # commits between two compactions: each commit writes a file that every search opens
-_CANDIDATES = 200  # ranked by their full vectors, at least; 24 KB each at the published width
-_OVERSAMPLING = 4  # candidates for each clip that is asked for
+_CANDIDATES = 64  # ranked by their full vectors, at least; 24 KB each at the published width
+_OVERSAMPLING = 2  # candidates for each clip that is asked for
 _ROWS_READ = 1024
 _PARTITION = 1500  # clips in a partition of a product-quantized index
 _GRAPH = 1_000_000  # clips in one graph of an int8 index
@@ -99,7 +99,8 @@ class ClipTable:
         if self._table is None:
             return {}
         names = ["file", "size", "modified", "cut"]
-        columns = self._table.search().select(names).to_arrow()
+        with self._reading():
+            columns = self._table.search().select(names).to_arrow()
         return {
             file: FileState(*state) for file, *state in zip(*(columns[name].to_pylist() for name in names), strict=True)
         }
@@ -165,7 +166,8 @@ class ClipTable:
         full = column(encoder)
         if exact or layout.exact or (layout.reduce and encoder not in self._projection(layout)):
             found = _query(table, vector, full, where).bypass_vector_index().limit(limit)
-            hits = found.select([*_SHOWN, "_distance"]).to_list()
+            with self._reading():
+                hits = found.select([*_SHOWN, "_distance"]).to_list()
             return [Neighbour(*(hit[name] for name in _SHOWN), 1.0 - hit["_distance"]) for hit in hits]
         query, name = vector, full
         if layout.reduce:
@@ -173,7 +175,8 @@ class ClipTable:
         # More partitions than that are read only where a filter leaves too few clips in them.
         found = _query(table, query, name, where).minimum_nprobes(_PROBES).maximum_nprobes(0)
         found = found.limit(max(_CANDIDATES, _OVERSAMPLING * limit))
-        candidates = found.select([*_SHOWN, full]).to_arrow()
+        with self._reading():
+            candidates = found.select([*_SHOWN, "_distance", full]).to_arrow()
         scores = _cosines(to_matrix(candidates[full], self.dim), vector)
         shown = list(zip(*(candidates[name].to_pylist() for name in _SHOWN), strict=True))
         return [Neighbour(*shown[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:limit]]
@@ -265,18 +268,20 @@ class ClipTable:
                 return None  # also where its making was killed before anything was in it
         elif TABLE not in self._database.list_tables().tables:
             return None
-        try:
+        with self._reading():
             table = self._database.open_table(TABLE)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise self._damaged(error) from None
         missing = [encoder for encoder in self.encoders if column(encoder) not in table.schema.names]
         if missing:
             raise RetrievalError(f"the index {self.location} has no vectors of {', '.join(missing)}", "build it again")
         return table
 
-    def _damaged(self, error: Exception) -> RetrievalError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return RetrievalError(f"the index {self.location} is damaged: {reason}", "build it again")
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, RuntimeError, OSError) as error:  # LanceDB raises all of them for files it cannot read
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RetrievalError(f"the index {self.location} is damaged: {reason}", "build it again") from None
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -1,29 +1,22 @@
-"""The table of clips, with vectors made up for the purpose."""
+"""Clips in LanceDB: what only its table does. What all stores do is in test_clips.py."""
 
 from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eao.errors import MissingDependencyError, RetrievalError
-from eao.retrieval.clips import FileState, Row
+from eao.retrieval.clips import Layout
 from eao.retrieval.table import ClipTable
 
-DIM = 16  # LanceDB treats lists of at least ten numbers as vectors, with checks of their own
-ENCODERS = ("video-audio", "audio")
+from .rows import DIM, ENCODERS, make_rows
 
-
-def make_rows(file: str, starts: range, seed: int = 0, silent: bool = False) -> list[Row]:
-    random = np.random.default_rng(seed)
-    rows = []
-    for start in starts:
-        vectors = {e: random.normal(size=DIM).astype(np.float32) for e in ENCODERS if not (silent and e == "audio")}
-        rows.append(Row(f"{file}#t={start}", file, start, start + 1, 9.5, FileState(7, 8), vectors))
-    return rows
+QUERY = np.random.default_rng(2).normal(size=DIM).astype(np.float32)
 
 
 @pytest.fixture
@@ -31,44 +24,15 @@ def table(tmp_path: Path) -> ClipTable:
     return ClipTable(tmp_path, ENCODERS, DIM)
 
 
-def test_an_empty_table_has_nothing_and_writes_nothing(table: ClipTable, tmp_path: Path) -> None:
-    assert (len(table), table.files(), table.remove(["x"])) == (0, {}, 0)
-    assert table.nearest(np.ones(DIM, np.float32), "audio", 5) == []
+def nearest(table: ClipTable, encoder: str = "video-audio", **options: bool) -> list[tuple[str, float]]:
+    return [(clip.id, round(clip.score, 4)) for clip in table.nearest(QUERY, encoder, 10, **options)]
+
+
+def test_an_empty_table_writes_nothing(table: ClipTable, tmp_path: Path) -> None:
+    assert (len(table), table.remove(["x"])) == (0, 0)
+    table.tidy()
+    table.compact()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_clips_of_a_file_are_replaced_together(table: ClipTable) -> None:
-    names = ["/it's; DROP TABLE.mp4", '/"ünï"/%_.mp4']
-    for name in names:
-        table.replace([name], make_rows(name, range(3)))
-    table.replace([names[0]], make_rows(names[0], range(1, 2), seed=1))
-    assert len(table) == 4
-    assert table.files() == dict.fromkeys(names, FileState(7, 8))
-    table.replace(names, [])
-    assert len(table) == 0
-
-
-def test_clips_are_removed_by_id_or_file(table: ClipTable) -> None:
-    table.replace(["a", "b"], make_rows("a", range(3)) + make_rows("b", range(2)))
-    assert table.remove(["a#t=1", "a#t=9"]) == 1
-    assert table.remove(["b"]) == 2
-    assert len(table) == 2
-
-
-def test_scores_are_exact_cosines_and_missing_vectors_are_left_out(table: ClipTable) -> None:
-    rows = make_rows("a", range(30)) + make_rows("quiet", range(3), seed=1, silent=True)
-    table.replace(["a", "quiet"], rows)
-    query = np.random.default_rng(2).normal(size=DIM).astype(np.float32)
-    for encoder, count in (("video-audio", 33), ("audio", 30)):
-        having = [row for row in rows if encoder in row.vectors]
-        expected = {
-            row.id: float(row.vectors[encoder] @ query / np.linalg.norm(row.vectors[encoder]) / np.linalg.norm(query))
-            for row in having
-        }
-        found = table.nearest(query, encoder, 100)
-        assert len(found) == count
-        assert {clip.id: clip.score for clip in found} == pytest.approx(expected, abs=1e-5)
-        assert [clip.id for clip in found] == sorted(expected, key=lambda name: -expected[name])
 
 
 def test_another_process_is_seen_and_many_commits_are_gathered(table: ClipTable, tmp_path: Path) -> None:
@@ -77,16 +41,110 @@ def test_another_process_is_seen_and_many_commits_are_gathered(table: ClipTable,
     for i in range(70):
         table.replace([f"f{i}"], make_rows(f"f{i}", range(1), seed=i))
     assert len(reader) == 70
-    before = reader.nearest(np.ones(DIM, np.float32), "audio", 100)
+    before = reader.nearest(QUERY, "audio", 100)
     table.tidy()
-    assert reader.nearest(np.ones(DIM, np.float32), "audio", 100) == before
+    assert reader.nearest(QUERY, "audio", 100) == before
 
 
-def test_embeddings_that_are_not_finite_are_refused(table: ClipTable) -> None:
-    (row,) = make_rows("a", range(1))
-    row.vectors["audio"][3] = np.nan
-    with pytest.raises(RetrievalError, match="embedding of a is not finite"):
-        table.replace(["a"], [row])
+def test_compacting_frees_what_was_removed(table: ClipTable) -> None:
+    for i in range(10):
+        table.replace([f"f{i}"], make_rows(f"f{i}", range(100), seed=i))
+    table.remove([f"f{i}" for i in range(9)])
+    before, found = table.size(), nearest(table)
+    table.compact()
+    assert before is not None
+    assert (size := table.size()) is not None and size < before / 3
+    assert nearest(table) == found
+
+
+@pytest.mark.parametrize(("compression", "reduce"), [("none", 8), ("int8", 0), ("int8", 8), ("pq", 0), ("pq", 8)])
+def test_every_layout_finds_the_same_and_new_clips_too(table: ClipTable, compression: str, reduce: int) -> None:
+    rows = make_rows("a", range(500)) + make_rows("quiet", range(100), seed=1, silent=True)
+    table.replace(["a", "quiet"], rows)
+    expected = {encoder: nearest(table, encoder) for encoder in ENCODERS}
+    table.optimize("float32", compression, reduce)  # type: ignore[arg-type]
+    assert (table.layout.compression, table.layout.reduce) == (compression, reduce)
+    for encoder in ENCODERS:
+        # 64 candidates of 600, ranked by full vectors, hold the first ten also where half of the numbers are left out.
+        assert nearest(table, encoder) == expected[encoder]
+        assert nearest(table, encoder, exact=True) == expected[encoder]
+    (new,) = make_rows("new", range(1), vector=QUERY)
+    table.replace(["new"], [new])
+    assert nearest(table)[0] == (new.id, 1.0)
+    assert table.unindexed() == (1 if compression != "none" else 0)
+    table.tidy()
+    assert (table.unindexed(), nearest(table)[0]) == (0, (new.id, 1.0))
+    assert table.remove(["new"]) == 1
+    assert nearest(table) == expected["video-audio"]
+    table.optimize("float32", "none", 0)
+    assert table.layout == Layout()
+    assert nearest(table) == expected["video-audio"]
+
+
+def test_half_precision_halves_the_vectors_and_stays(table: ClipTable) -> None:
+    table.replace(["a", "b"], make_rows("a", range(600)) + make_rows("b", range(10), seed=1, silent=True))
+    expected = table.nearest(QUERY, "audio", 10)
+    table.optimize("float16", "none", 0)
+    found = table.nearest(QUERY, "audio", 10)
+    assert [clip.score for clip in found] == pytest.approx([clip.score for clip in expected], abs=1e-3)
+    assert table.vectors(["b#t=1"])["b#t=1"].keys() == {"video-audio"}
+    table.replace(["c"], make_rows("c", range(1), vector=QUERY))
+    assert table.nearest(QUERY, "audio", 1)[0].id == "c#t=0"
+    table.optimize("float16", "int8", 8)
+    assert str(table.layout) == "float16, reduced to 8, int8"
+    assert table.nearest(QUERY, "audio", 1)[0].id == "c#t=0"
+    with pytest.raises(RetrievalError, match="half precision"):
+        table.optimize("float32", "none", 0)
+
+
+def test_an_encoder_with_few_vectors_is_searched_one_by_one(table: ClipTable) -> None:
+    rows = make_rows("a", range(20)) + make_rows("quiet", range(400), seed=1, silent=True)
+    table.replace(["a", "quiet"], rows)
+    expected = {encoder: nearest(table, encoder) for encoder in ENCODERS}
+    table.optimize("float32", "pq", 8)
+    assert {encoder: nearest(table, encoder) for encoder in ENCODERS} == expected
+
+
+def test_searching_goes_on_while_rows_and_layout_change(table: ClipTable, tmp_path: Path) -> None:
+    table.replace(["a"], make_rows("a", range(400)))
+    best = nearest(table)[0]
+    reader = ClipTable(tmp_path, ENCODERS, DIM)
+    stop = threading.Event()
+    seen: list[object] = []
+
+    def search() -> None:
+        while not stop.is_set():
+            try:
+                seen.append(nearest(reader)[0])
+            except Exception as error:  # a thread's exception would be lost
+                seen.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for i in range(5):
+        table.replace([f"f{i}"], make_rows(f"f{i}", range(20), vector=-QUERY))
+    table.optimize("float32", "int8", 8)
+    table.remove(["f0"])
+    table.tidy()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(seen) == {best}
+
+
+def test_a_missing_or_damaged_projection_is_an_error_that_says_what_to_do(table: ClipTable, tmp_path: Path) -> None:
+    table.replace(["a"], make_rows("a", range(300)))
+    table.optimize("float32", "none", 8)
+    (file,) = tmp_path.glob("projection-*.npz")
+    file.write_bytes(b"PK\x03\x04 broken")
+    for damage in (lambda: None, file.unlink):
+        damage()
+        with pytest.raises(RetrievalError, match=file.name):
+            ClipTable(tmp_path, ENCODERS, DIM).nearest(QUERY, "audio", 1)
+    mended = ClipTable(tmp_path, ENCODERS, DIM)
+    mended.optimize("float32", "none", 0)
+    assert len(mended.nearest(QUERY, "audio", 1)) == 1
 
 
 def test_damage_is_an_error_that_names_the_index(table: ClipTable, tmp_path: Path) -> None:
@@ -94,6 +152,22 @@ def test_damage_is_an_error_that_names_the_index(table: ClipTable, tmp_path: Pat
     shutil.rmtree(tmp_path / "clips.lance" / "_versions")
     with pytest.raises(RetrievalError, match=str(tmp_path)):
         len(ClipTable(tmp_path, ENCODERS, DIM))
+
+
+def test_vectors_that_are_cut_off_are_an_error_that_names_the_index(table: ClipTable, tmp_path: Path) -> None:
+    table.replace(["a"], make_rows("a", range(200)))
+    for file in (tmp_path / "clips.lance" / "data").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(RetrievalError, match=str(tmp_path)):
+        ClipTable(tmp_path, ENCODERS, DIM).nearest(QUERY, "audio", 3)
+
+
+def test_a_making_that_was_killed_at_once_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "clips.lance").mkdir()
+    table = ClipTable(tmp_path, ENCODERS, DIM)
+    assert len(table) == 0
+    table.replace(["a"], make_rows("a", range(2)))
+    assert len(table) == 2
 
 
 def test_a_table_without_the_vectors_asked_for_is_an_error(table: ClipTable, tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""Commands that make an index and search it."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eao.cli.common import Device, DryRun, Json, Overrides, app, split_overrides
+from eao.console import print_json, print_report, print_table, progress
+
+if TYPE_CHECKING:
+    from eao.retrieval.index import Index
+    from eao.retrieval.search import Hit
+
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Default: the index's model, that of the features, or the one the variable EAO_MODEL names.",
+    ),
+]
+Date = Annotated[
+    datetime.datetime | None,
+    typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"], help="By when the file was changed."),
+]
+_ADDRESS = "A folder; s3://bucket/index; milvus://host:port/collection; or a file of Milvus Lite, such as clips.db."
+
+
+@app.command()
+def index(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUT]... [KEY=VALUE]...", help="Videos, folders, or features that eao extract wrote."
+        ),
+    ] = None,
+    model: Model = None,
+    output: Annotated[str, typer.Option("--out", "-o", help=f"The index. {_ADDRESS}")] = "index",
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", metavar="FILE|ID", help="Remove a file or a clip; may be repeated.")
+    ] = None,
+    optimize: Annotated[
+        str | None, typer.Option("--optimize", help="int8 or pq: an approximate index; fp16: half precision; none.")
+    ] = None,
+    reduce: Annotated[
+        int, typer.Option("--reduce", min=0, help="With --optimize: width that vectors are reduced to for searching.")
+    ] = 0,
+    captions: Annotated[
+        Path | None, typer.Option(help="With --optimize: CSV of `file` and `caption`, to measure R@10 with.")
+    ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Free the space of what was removed and replaced.")
+    ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Say what the index holds.")] = False,
+    device: Device = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Index videos, so that `eao search` finds them by what is seen and heard; or change an index that is there."""
+    inputs, overrides = split_overrides(arguments or [])
+    _check_options(bool(inputs), remove, optimize, reduce, captions, compact, stats)
+    if inputs:
+        _add(inputs, overrides, model, output, device, dry_run, as_json)
+        return
+    opened = _open(output, model, device, overrides)
+    if stats:
+        print_report(f"index {output}", opened.stats(), as_json)
+    elif dry_run:
+        print_report("index", {"would change": output}, as_json)
+    elif remove:
+        print_report("index", {"removed clips": opened.remove([_as_indexed(name) for name in remove])}, as_json)
+    elif optimize is not None:
+        report = opened.optimize(optimize, reduce, captions)  # type: ignore[arg-type]
+        if as_json:
+            print_json(asdict(report))
+        else:
+            print_table(f"{output}: {report.clips} clips, searched for {report.queries}", report.rows())
+    else:
+        opened.compact()
+        print_report(f"index {output}", opened.stats(), as_json)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
+    overrides: Overrides = None,
+    index_path: Annotated[str, typer.Option("--index", "-i", help=f"The index. {_ADDRESS}")] = "index",
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Default: the model the index was made with.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many files.")] = 10,
+    by: Annotated[str | None, typer.Option(help="Compare with video-audio (default), video or audio.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Find clips like this video; with words, like both.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="Find clips that sound like this file; likewise.")] = None,
+    folder: Annotated[Path | None, typer.Option("--where-folder", help="Only files below this folder.")] = None,
+    min_duration: Annotated[float | None, typer.Option(help="Only files that last at least so many seconds.")] = None,
+    max_duration: Annotated[float | None, typer.Option(help="Only files that last at most so many seconds.")] = None,
+    after: Date = None,
+    before: Date = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare every clip, also in an optimized index.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say by what each file was found.")] = False,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Search an index with a sentence, a video or a sound, or a sentence with one of them."""
+    from eao.retrieval.clips import Filter
+
+    where = Filter(folder, min_duration, max_duration, after, before)
+    opened = _open(index_path, model, device, overrides or [])
+    hits = opened.search(
+        query or None, video=video, audio=audio, k=k, encoder=by, where=where, exact=exact, explain=explain
+    )
+    if as_json:
+        print_json([asdict(hit) for hit in hits])
+        return
+    looked_for = [query, *(str(path) for path in (video, audio) if path is not None)]
+    print_table(" + ".join(filter(None, looked_for)), _rows(hits, opened.encoders))
+
+
+def _check_options(
+    has_inputs: bool,
+    remove: list[str] | None,
+    optimize: str | None,
+    reduce: int,
+    captions: Path | None,
+    compact: bool,
+    stats: bool,
+) -> None:
+    tasks = {
+        "INPUT": has_inputs,
+        "--remove": bool(remove),
+        "--optimize": optimize is not None,
+        "--compact": compact,
+        "--stats": stats,
+    }
+    given = [name for name, is_given in tasks.items() if is_given]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{' and '.join(given)}: one at a time")
+    if not given:
+        raise typer.BadParameter(f"nothing to do: give one of {', '.join(tasks)}")
+    if optimize is None and (reduce or captions is not None):
+        raise typer.BadParameter("--reduce and --captions go with --optimize")
+
+
+def _add(
+    inputs: list[Path],
+    overrides: list[str],
+    model: Path | None,
+    output: str,
+    device: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from eao.api import load
+    from eao.features.inputs import find_videos
+    from eao.retrieval.index import Index
+    from eao.retrieval.location import Location
+    from eao.retrieval.metadata import choose_model, is_features_folder
+
+    chosen = choose_model(model, Location(output).read(), inputs)
+    if dry_run:
+        features = [path for path in inputs if is_features_folder(path)]
+        files = find_videos([path for path in inputs if path not in features])
+        counts = {"files": len(files), "folders of features": len(features), "model": chosen}
+        print_report("would index", counts, as_json)
+        return
+    embedder = load(chosen, device=device, overrides=overrides)
+    with progress("indexing", not as_json) as callback:
+        report = Index(output, embedder).add(inputs, progress=callback)
+    print_report("index", report, as_json)
+
+
+def _open(address: str, model: Path | None, device: str | None, overrides: list[str]) -> Index:
+    """An index that is there; it loads its own model when it needs it, unless something is said about the model."""
+    from eao.retrieval.index import Index
+    from eao.retrieval.location import Location
+    from eao.retrieval.metadata import choose_model
+
+    metadata = Location(address).read()
+    if metadata is None or (model is None and device is None and not overrides):
+        return Index(address)
+    from eao.api import load
+
+    return Index(address, load(choose_model(model, metadata), device=device, overrides=overrides))
+
+
+def _as_indexed(name: str) -> str:
+    """Files are indexed by their absolute path, an id is that path and a time."""
+    file, mark, time = name.rpartition("#t=")
+    if "://" in name:
+        return name
+    return f"{Path(file).absolute()}{mark}{time}" if mark else str(Path(name).absolute())
+
+
+def _rows(hits: list[Hit], encoders: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = []
+    for hit in hits:
+        row: dict[str, Any] = {"rank": hit.rank, "score": f"{hit.score:.3f}", "file": hit.file}
+        row |= {"from": f"{hit.start:.1f} s", "to": f"{hit.end:.1f} s"}
+        row["also at"] = ", ".join(f"{clip.start:.1f} s" for clip in hit.clips[1:])
+        if hit.explanation is not None:
+            row["found by"] = hit.explanation.strongest
+            for encoder in encoders:
+                match = hit.explanation.matches.get(encoder)
+                row[encoder] = f"{match.cosine:.3f} ({match.standard_score:+.1f} sd)" if match is not None else ""
+        rows.append(row)
+    return rows
