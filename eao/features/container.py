@@ -30,7 +30,7 @@ LATE_AUDIO = 0.1
 
 _Stream = TypeVar("_Stream", bound="av.stream.Stream")
 _DISPLAY_SLACK = 60.0  # seconds by which timestamps may run beyond the stated duration
-_JUMP = 1.0  # seconds by which timestamps go back only where recordings were joined
+_JUMP = 0.5  # seconds by which timestamps go back only where recordings were joined
 _BAD_PACKETS, _BAD_SHARE = 2, 0.01  # that may fail to decode: players pass over them too
 _TAIL = 4096  # bytes before the end of a file in which broken data mean that it was cut off
 
@@ -208,9 +208,8 @@ def picture_size(path: Path, video: VideoStream) -> tuple[int, int]:
         return video.width, video.height
     # FFmpeg forgets the size that a file declares when its decoder refuses it: without decoders it is remembered.
     with _open(path, {"codec_whitelist": "none"}) as container:
-        declared = container.streams[video.index]
-        assert declared.type == "video"
-        return declared.width, declared.height
+        sizes = {stream.index: (stream.width, stream.height) for stream in container.streams.video}
+        return sizes.get(video.index, (0, 0))
 
 
 def _open(path: Path, options: dict[str, str]) -> InputContainer:

@@ -208,7 +208,7 @@ class _Worker:
         try:
             self.channel.sendall((json.dumps(job | {"path": str(path.absolute())}) + "\n").encode())
             self._receive()
-        except (OSError, EOFError):
+        except (OSError, EOFError, ValueError):
             return False
         self.started = True
         self.channel.settimeout(self.stall_seconds)
@@ -225,7 +225,7 @@ class _Worker:
                     "encode it again; on a slow disk raise stall_seconds",
                     "stalled",
                 ) from None
-            except (OSError, EOFError):
+            except (OSError, EOFError, ValueError):
                 raise self._crash() from None
             if "error" in reply.header:
                 self.busy = False
@@ -257,9 +257,9 @@ class _Worker:
         )
 
     def _receive(self) -> _Reply:
-        header_bytes, payload_bytes = LENGTHS.unpack(self._read(LENGTHS.size))
+        header_bytes, payload_bytes = LENGTHS.unpack(self._read(LENGTHS.size).data)
         if header_bytes + payload_bytes > _LARGEST_MESSAGE:
-            raise EOFError("a message that makes no sense")
+            raise ValueError("a message that makes no sense")
         header = json.loads(bytes(self._read(header_bytes)))
         payload = self._read(payload_bytes)
         if header.get("sound") != "file":
@@ -271,7 +271,7 @@ class _Worker:
 
     def _read(self, size: int) -> NDArray[np.uint8]:
         data = np.empty(size, np.uint8)
-        view = memoryview(data)
+        view = data.data
         while view:
             count = self.channel.recv_into(view)
             if count == 0:

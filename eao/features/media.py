@@ -152,10 +152,11 @@ class ClipReader:
         with open_media(self.path, self.limits) as container:
             budget = Budget(self.path, self.limits, self.progress)
             budget.duration(stated_duration(container) or 0.0)
-            video = self._prepare_video(container, budget) if self.views else None
             audio = audio_stream(container) if self.want_audio else None
-            clock = Clock(container, video, audio, budget)
+            clock = Clock(container, None, audio, budget)
             try:
+                if self.views:
+                    clock.video = self._prepare_video(container, budget)
                 yield from self._decode(clock)
             except (FFmpegError, MemoryError) as error:
                 raise clock.failure("it cannot be converted", error) from None

@@ -6,7 +6,7 @@ import functools
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +139,9 @@ class Converter:
             frame, width, height, "rgb48le" if is_hdr else "rgb24", interpolation="BICUBIC", threads=1
         )
         if is_hdr:
-            return tone_map(scaled.to_ndarray(), frame.color_trc == _HLG, frame.color_primaries == _BT2020)
+            return tone_map(
+                np.asarray(scaled.to_ndarray(), np.uint16), frame.color_trc == _HLG, frame.color_primaries == _BT2020
+            )
         return np.asarray(scaled.to_ndarray(), dtype=np.uint8)
 
 
@@ -185,7 +187,8 @@ def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
     """Whether the stored picture is to be transposed, then mirrored left to right, then turned upside down."""
     from av.sidedata.sidedata import Type
 
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    side_data: Any = frame.side_data
+    data = side_data.get(Type.DISPLAYMATRIX)
     if data is None:
         return False, False, False
     # A point (x, y) is shown at (a x + c y, b x + d y).

@@ -20,7 +20,7 @@ SAMPLE_RATE = 16_000
 """Hz, of all sound after decoding."""
 
 _SAMPLES_IN_MEMORY = 600 * SAMPLE_RATE  # ten minutes, 38 MB; what is longer goes to a temporary file
-_JUMP = 1.0  # seconds by which timestamps go back only where recordings were joined
+_JUMP = 0.5  # seconds by which timestamps go back only where recordings were joined
 
 
 class Sound:

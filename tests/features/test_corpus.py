@@ -63,7 +63,7 @@ def encode(
         video.width, video.height, video.pix_fmt = *size, pix_fmt
         audio = container.add_stream(sound, rate=rate, layout=layout) if sound else None
         if audio is not None:
-            audio.bit_rate = 128_000
+            audio.bit_rate = 64_000 * audio.layout.nb_channels
         for index, number in enumerate(numbers):
             image = np.full((size[1], size[0], 3), 10 + 8 * number, np.uint8)
             frame = av.VideoFrame.from_ndarray(image, "rgb24")
