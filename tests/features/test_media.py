@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -103,6 +104,28 @@ def test_time_begins_at_the_first_frame(tmp_path: Path, write_clip: ClipWriter) 
     assert clip.duration == pytest.approx(1.0, abs=0.01)
     assert clip.audio is not None
     assert len(clip.audio) == pytest.approx(16_000, abs=1100)
+
+
+def test_an_edit_list_leaves_out_the_beginning(tmp_path: Path, write_clip: ClipWriter) -> None:
+    path = write_clip(tmp_path / "a.mp4", seconds=2.0, tone=None)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"elst") + 12  # duration in ms, start in the stream's own time
+    data[entry : entry + 8] = struct.pack(">Ii", 1500, 6400)
+    path.write_bytes(data)
+    clip = read_clip(path, [2.0])
+    assert frame_numbers(clip.frames) == [10, 20, 30]
+    assert clip.duration == pytest.approx(1.5, abs=0.01)
+
+
+def test_recordings_that_were_joined(tmp_path: Path, write_clip: ClipWriter) -> None:
+    """Time goes on where the timestamps start anew."""
+    part = write_clip(tmp_path / "part.ts", seconds=1.0, fps=20).read_bytes()
+    (tmp_path / "a.ts").write_bytes(part * 3)
+    clip = read_clip(tmp_path / "a.ts", [2.0])
+    assert len(clip.frames) == 6
+    assert clip.duration == pytest.approx(3.0, abs=0.2)
+    assert clip.audio is not None
+    assert len(clip.audio) == pytest.approx(48_000, abs=3 * 2048)
 
 
 def test_audio_is_mono_16_khz(tmp_path: Path, write_clip: ClipWriter) -> None:
