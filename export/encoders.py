@@ -25,12 +25,22 @@ TEXT_TOKENS = "text_tokens"
 VIDEO_TOKENS = "video_tokens"
 SPECTROGRAM_FRAMES = "spectrogram_frames"
 AUDIO_TOKENS = "audio_tokens"
+HEIGHT = "height"
+WIDTH = "width"
 DYNAMIC = (BATCH, TEXT_TOKENS, VIDEO_TOKENS, SPECTROGRAM_FRAMES)
 """Every axis of encoders that may vary from call to call. Models with positional embeddings fix all but the batch (and,
 where they squeeze audio tokens, all but the batch and the spectrogram)."""
 
 # Far from 0 and 1, which tracing specialises on, and all different, so that no two axes are taken for one.
-_TRACED = {BATCH: 2, TEXT_TOKENS: 5, VIDEO_TOKENS: 7, SPECTROGRAM_FRAMES: 3, AUDIO_TOKENS: 3}
+_TRACED = {
+    BATCH: 2,
+    TEXT_TOKENS: 5,
+    VIDEO_TOKENS: 7,
+    SPECTROGRAM_FRAMES: 3,
+    AUDIO_TOKENS: 3,
+    HEIGHT: 40,
+    WIDTH: 56,
+}
 MEL_BANDS = 40
 
 
@@ -49,7 +59,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of a graph: its name (of encoders a `Batch` field), dtype ("float32", "bool" or "int64") and axes."""
+    """One input of a graph: its name (of encoders a `Batch` field), dtype ("float32", "bool", "int64" or "uint8") and
+    axes."""
 
     name: str
     dtype: str
@@ -137,6 +148,8 @@ def random_inputs(
         shape = concrete_shape(spec, sizes)
         if spec.dtype == "bool":
             tensors.append(torch.ones(shape, dtype=torch.bool))
+        elif spec.dtype == "uint8":  # pixels
+            tensors.append(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
         elif spec.dtype == "int64":  # lengths of clips
             tensors.append(torch.full(shape, sizes.get(SPECTROGRAM_FRAMES) or sizes[AUDIO_TOKENS]))
         elif spec.name == "audio":

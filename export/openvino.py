@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
 import os
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eao.errors import ExportError, missing_dependency
+from eao.features.engine import openvino_core
 
 if TYPE_CHECKING:
     import openvino
@@ -110,29 +110,6 @@ def quantize_post_training(graph: str | Path, out: Path, samples: Iterable[Mappi
     with _quiet():
         model = nncf.quantize(model, nncf.Dataset(found), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(found))
     return _save(model, out)
-
-
-@functools.cache
-def _core() -> openvino.Core:
-    import openvino
-
-    return openvino.Core()
-
-
-def openvino_core(purpose: str) -> openvino.Core:
-    """OpenVINO's runtime, one for the process and never given up.
-
-    Its CPU plugin gives the calling thread another stack for signal handlers, and unmaps that when the last runtime
-    goes: the next signal that Python handles would end the process (2026.4).
-
-    Args:
-        purpose: what for, in the message where it is not installed.
-
-    Raises:
-        MissingDependencyError: OpenVINO is not installed.
-    """
-    _import_openvino(purpose)
-    return _core()
 
 
 def _save(model: openvino.Model, out: Path) -> tuple[Path, ...]:

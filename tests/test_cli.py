@@ -28,6 +28,7 @@ COMMANDS = [
     "index",
     "search",
     "export",
+    "export-backbone",
     "bench",
     "demo",
     "doctor",
