@@ -8,10 +8,11 @@ one path, and `eao` must be installed on all of them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 _LARGEST_BLOCK = 16  # files that an actor takes at a time, and that are repeated when it dies
 _BLOCKS_PER_ACTOR = 4  # at the least, so that none is idle while another has much left
-_TASK_RETRIES = 4  # of a block whose actor died; without a limit, a file that kills its actor would go round for ever
+_MOST_ATTEMPTS = (
+    4  # at a block whose actor died: Ray itself repeats it without end, and a file may be what kills actors
+)
 
 
 @contextlib.contextmanager
@@ -89,22 +92,51 @@ class Actor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """Extract the files of a batch: sources in, results out, both as JSON."""
         sources = [read_source(text) for text in batch["source"]]
-        results = []
-        work = self.folder / WORK_FOLDER
+        attempts = self.folder / WORK_FOLDER / f"block-{_digest(batch['source'])}"
         try:
-            with extract_side_by_side(sources, self.extractor, work, self.options, self.pool) as found:
-                for source, clips in found:
-                    if isinstance(clips, MediaError):
-                        result: dict[str, Any] = {
-                            "failure": {"message": clips.message, "hint": clips.hint, "kind": clips.kind}
-                        }
-                    else:
-                        with disk_errors(self.folder):
-                            result = {"records": write_clips(self.folder, source, clips, self.options.rule)}
-                    results.append(json.dumps({"id": source.id, **result}))
+            if count_attempt(attempts) > _MOST_ATTEMPTS:
+                results = [_given_up(source, len(sources)) for source in sources]
+            else:
+                results = list(self._extract(sources))
+            attempts.unlink(missing_ok=True)
         except EaoError as error:  # nothing of one file: the driver ends the job with it
-            results.append(json.dumps({"id": "", "fatal": {"message": error.message, "hint": error.hint}}))
-        return {"result": results}
+            results = [{"id": "", "fatal": {"message": error.message, "hint": error.hint}}]
+        return {"result": [json.dumps(result) for result in results]}
+
+    def _extract(self, sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
+        work = self.folder / WORK_FOLDER
+        with extract_side_by_side(sources, self.extractor, work, self.options, self.pool) as found:
+            for source, clips in found:
+                if isinstance(clips, MediaError):
+                    yield _failure(source, clips)
+                else:
+                    with disk_errors(self.folder):
+                        records = write_clips(self.folder, source, clips, self.options.rule)
+                    yield {"id": source.id, "records": records}
+
+
+def count_attempt(path: Path) -> int:
+    """Note that a block was begun; how often it was, this time included.
+
+    Raises:
+        DataError: the note cannot be written.
+    """
+    with disk_errors(path.parent), path.open("ab") as file:
+        file.write(b".")
+        return file.tell()
+
+
+def _failure(source: Source, error: MediaError) -> dict[str, Any]:
+    return {"id": source.id, "failure": {"message": error.message, "hint": error.hint, "kind": error.kind}}
+
+
+def _given_up(source: Source, files: int) -> dict[str, Any]:
+    reason = f"{source.name}: the process that extracted it and {files - 1} other files died {_MOST_ATTEMPTS} times"
+    return _failure(source, MediaError(reason, "run again: they are then put together in another way", "crashed"))
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def read_source(text: str) -> Source:
@@ -137,7 +169,6 @@ def _results(
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         num_cpus=1,
         num_gpus=1 if on_gpu else 0,
-        max_task_retries=_TASK_RETRIES,
     )
     waiting = {source.id: source for source in sources}
     try:

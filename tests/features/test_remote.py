@@ -146,5 +146,23 @@ def test_downloads_run_ahead_but_not_far(server: str, downloader: Callable[..., 
     assert all(download.result(timeout=20).is_file() for _, download in rest if download is not None)
 
 
+def test_nothing_is_downloaded_ahead_while_much_is_held(
+    server: str, downloader: Callable[..., Downloader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "MOST_HELD", len(DATA))
+    job = downloader(max_bytes=10**9, retries=0)
+    items = download_ahead([Source(f"{i}", f"{server}/{i}.mp4") for i in range(9)], job, ahead=3)
+    paths = []
+    for _ in range(4):  # the last three were begun before the first had filled the room
+        _, download = next(items)
+        assert download is not None
+        paths.append(download.result(timeout=20))
+    assert not job.has_room()
+    assert len(Handler.asked) == 4
+    for path in paths:
+        path.unlink()
+    assert [source.id for source, _ in items] == ["4", "5", "6", "7", "8"]
+
+
 def test_pauses_grow_to_a_minute() -> None:
     assert [pause_before(attempt) for attempt in (0, 1, 2, 20)] == [0.5, 1.0, 2.0, 60.0]
