@@ -84,8 +84,8 @@ class IndexReport(pydantic.BaseModel):
     def to_markdown(self) -> str:
         """The table, with the machine it was measured on."""
         lines = [
-            f"{self.vectors:,} unit vectors of {self.dim} numbers around {self.clusters:,} centres (spread {self.spread:g} "
-            "of theirs; variance falling as one over the rank; rotated at random), one clip a file. "
+            f"{self.vectors:,} unit vectors of {self.dim} numbers around {self.clusters:,} centres (spread "
+            f"{self.spread:g} of theirs; variance falling as one over the rank; rotated at random), one clip a file. "
             f"{self.queries} queries: members, moved by half their length. A search gives 10 files; candidates that an "
             "approximate or reduced layout chooses are ranked by the full vectors.",
             "",
@@ -190,8 +190,10 @@ def _file(number: int) -> str:
 
 
 def _measure(store: ClipTable, queries: NDArray[np.float32], truth: list[set[str]], build_seconds: float) -> LayoutRow:
-    # In a process of its own, whose memory nothing else has grown.
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    # In a process of its own, whose memory nothing else has grown; forked from one that has not opened an index.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with context.Pool(1) as pool:
         times, found, memory = pool.apply(_search, (store.location, queries, store.dim))
     shares = [len(files & right) / len(right) for files, right in zip(found, truth, strict=True)]
     return LayoutRow(

@@ -51,6 +51,7 @@ SUITES: dict[str, Suite] = {
     "extract": Suite("extract", "Extracting features"),
     "forward": Suite("forward", "The packed model"),
     "gradcache": Suite("gradcache", "Batches beyond memory"),
+    "index": Suite("index", "The search index"),
     "loader": Suite("loader", "Reading training data"),
     "loss": Suite("loss", "The loss and retrieval without the matrix of similarities"),
 }

@@ -157,7 +157,7 @@ def bench(
     target: Annotated[
         str,
         typer.Argument(
-            help="A bundle; or compare A.json B.json; or engines, attention, forward, gradcache, loader, loss."
+            help="A bundle; or compare A.json B.json; or engines, attention, forward, gradcache, index, loader, loss."
         ),
     ],
     overrides: Overrides = None,
@@ -178,6 +178,8 @@ def bench(
         str | None, typer.Option(help="Also let requests come at random times, such as 50/s, and measure their wait.")
     ] = None,
     deadline: Annotated[str | None, typer.Option(help="With --rate: tell what share took longer, as 20ms.")] = None,
+    vectors: Annotated[int | None, typer.Option(min=1000, help="Of `index`: clips; default 100,000.")] = None,
+    dim: Annotated[int | None, typer.Option(min=16, help="Of `index`: width of a vector; default 6144.")] = None,
     device: Device = None,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report as JSON here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write one page with plots here.")] = None,
@@ -188,7 +190,8 @@ def bench(
     """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process.
 
     Instead of a bundle, the name of a benchmark that needs none: `engines` (at the paper's size), `forward` (the
-    packed model), `attention`, `loss`, `gradcache` (training steps in chunks) or `loader` (raw features and shards).
+    packed model), `attention`, `loss`, `gradcache` (training steps in chunks), `loader` (raw features and shards) or
+    `index` (disk, build time, latency and recall of every way to keep vectors).
     `compare A.json B.json` tells which times of two reports differ by more than the noise.
     """
     from eao.bench.run import SUITES, run_benchmark, run_comparison, run_suite
@@ -207,18 +210,22 @@ def bench(
         "--dry-run": dry_run,
     }
     named = {"--encoder": encoder, "--engine": engine, "--precision": precision}
+    of_the_index = {"--vectors": vectors, "--dim": dim}
     choices = {"encoders": split_names(encoder), "engines": split_names(engine), "precisions": split_names(precision)}
     if target == "compare" and not Path(target).exists():
-        _refuse(target, of_a_bundle | named | {"--out": output, "--docs": docs})
+        _refuse(target, of_a_bundle | named | of_the_index | {"--out": output, "--docs": docs})
         if len(overrides or []) != 2:
             raise typer.BadParameter("compare takes two reports: eao bench compare A.json B.json")
         before, after = overrides or []
         values = run_comparison(before, after, quiet=as_json)
     elif target in SUITES and not Path(target).exists():
         _refuse(target, of_a_bundle if target == "engines" else of_a_bundle | named)
-        given = {what: names for what, names in choices.items() if names}
+        if target != "index":
+            _refuse(target, of_the_index)
+        given = {what: value for what, value in {**choices, "vectors": vectors, "dim": dim}.items() if value}
         values = run_suite(target, output, docs, quiet=as_json, **given)
     else:
+        _refuse(target, of_the_index)
         from eao.api import choose_device, load
         from eao.bench.arrivals import parse_milliseconds, parse_rate
         from eao.bench.matrix import Options

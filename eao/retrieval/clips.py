@@ -131,6 +131,7 @@ class Layout(pydantic.BaseModel):
         compression: of the approximate index that chooses candidates; "none": every vector is compared.
         reduce: width of the vectors that candidates are chosen by; 0: full.
         projection: name of the file with the matrices that make them.
+        partitions: of the approximate index.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
@@ -139,6 +140,7 @@ class Layout(pydantic.BaseModel):
     compression: Compression = "none"
     reduce: pydantic.NonNegativeInt = 0
     projection: str = ""
+    partitions: pydantic.PositiveInt = 1
 
     @property
     def exact(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime
 import json
 import os
 import shutil
@@ -10,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from eao.config import FeaturesConfig
 from eao.embedder import Embedder
 from eao.errors import ConfigError, DataError, RetrievalError
 from eao.retrieval.adding import AddReport
+from eao.retrieval.clips import Filter
 from eao.retrieval.index import Index
+from eao.retrieval.search import Hit
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +249,133 @@ def test_a_reader_sees_what_another_process_adds(tmp_path: Path, folder: Path, e
     os.utime(folder / "red.mp4")
     assert writer.add(folder).indexed == 1
     assert len(reader) == 2
+
+
+def write_clips(folder: Path, file: str, cuts: list[tuple[float, float]], features: FeaturesConfig) -> None:
+    """A folder of features as `eao extract --clips` writes it: several clips of one file."""
+    folder.mkdir(exist_ok=True)
+    (folder / "features.yaml").write_text(yaml.safe_dump(features.identity()))
+    rng = np.random.default_rng(0)
+    lines = []
+    for number, (start, end) in enumerate(cuts):
+        rows, frames = max(1, round(2 * (end - start))), round(100 * (end - start))
+        np.savez(folder / f"c{number}_3d.npz", features=rng.standard_normal((rows, 98)).astype(np.float16))
+        np.savez(folder / f"c{number}_spec.npz", arr_0=(10 * rng.standard_normal((40, frames)) - 40).astype(np.float16))
+        record = {"id": f"c{number}", "file": file, "start": start, "end": end, "duration": 9.0}
+        lines.append(json.dumps({**record, "video_2d": None, "video_3d": rows, "audio": frames}))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_clips_of_an_extraction_are_indexed_as_they_are(tmp_path: Path, embedder: Embedder) -> None:
+    cuts = [(0.0, 1.5), (1.5, 2.5), (4.0, 5.0)]
+    index = Index(tmp_path / "index", embedder)
+    write_clips(tmp_path / "features", "/gone/film.mp4", cuts[:2], embedder.config.features)
+    assert index.add(tmp_path / "features") == AddReport(indexed=1, clips=2)
+    assert index.add(tmp_path / "features") == AddReport(skipped=1)
+    # The extraction had been broken off: now it is whole.
+    write_clips(tmp_path / "features", "/gone/film.mp4", cuts, embedder.config.features)
+    assert index.add(tmp_path / "features") == AddReport(indexed=1, clips=3)
+    (hit,) = index.search("red square")
+    assert {(clip.start, clip.end) for clip in hit.clips} <= set(cuts)
+    assert len(index) == 3
+    (hit,) = index.search("red square", where=Filter(min_duration=9, max_duration=9))
+    assert hit.file == "/gone/film.mp4"
+
+
+def test_a_file_lists_its_clips_that_would_be_found_on_their_own(built: Index) -> None:
+    hits = built.search("red square", k=10)
+    worst = hits[-1].score
+    for hit in hits:
+        assert (hit.clips[0].id, hit.clips[0].score) == (hit.id, hit.score)
+        scores = [clip.score for clip in hit.clips]
+        assert scores == sorted(scores, reverse=True)
+        assert all(score >= worst for score in scores)
+    everything = {clip.id: clip.score for hit in built.search("red square", k=10) for clip in hit.clips}
+    long = next(hit for hit in hits if hit.file.endswith("long.mp4"))
+    windows = built.embedder.embed_clips(long.file)
+    query = built.embedder.embed(text="red square")[0]
+    fitting = sum(float(w.vectors["video-audio"] @ query) >= worst for w in windows)
+    assert sum("long.mp4" in name for name in everything) == fitting
+
+
+def test_an_explanation_sets_each_cosine_against_that_of_random_clips(built: Index, embedder: Embedder) -> None:
+    query = embedder.embed(text="green tone")[0]
+    usual = {e: np.concatenate([x for _, x in built._store.scan(e)]) @ query for e in built.encoders}
+    for hit in built.search("green tone", explain=True):
+        found = hit.explanation
+        assert found is not None
+        assert set(found.matches) == {"video-audio", "video", *([] if "blue" in hit.file else ["audio"])}
+        assert found.matches["video-audio"].cosine == pytest.approx(hit.score, abs=1e-5)
+        for encoder, match in found.matches.items():
+            # All six clips are in the sample.
+            expected = (match.cosine - usual[encoder].mean()) / usual[encoder].std()
+            assert match.standard_score == pytest.approx(expected, abs=1e-3)
+        assert found.strongest == max(found.matches, key=lambda e: found.matches[e].standard_score)
+    assert built.search("green tone")[0].explanation is None
+
+
+def test_words_can_be_joined_with_a_video_or_a_sound(built: Index, clips: Path, embedder: Embedder) -> None:
+    for given in ({"video": clips / "red.mp4"}, {"audio": clips / "it's green.mp4"}):
+        query = embedder.embed(text="blue", **given)[0]
+        hit = built.search("blue", **given)[0]
+        clip = built._store.vectors([hit.id])[hit.id]["video-audio"]
+        assert hit.score == pytest.approx(float(clip @ query), abs=1e-5)
+
+
+def test_filters_choose_files(built: Index, clips: Path) -> None:
+    assert [hit.file for hit in built.search("red", where=Filter(folder=clips / "quiet"))] == [
+        str(clips / "quiet/blue.mp4")
+    ]
+    assert {Path(hit.file).name for hit in built.search("red", where=Filter(min_duration=1.4))} == {
+        "red.mp4",
+        "long.mp4",
+    }
+    assert built.search("red", where=Filter(before=datetime.datetime(2000, 1, 1))) == []
+
+
+def test_threads_and_tasks_search_while_files_are_added(tmp_path: Path, clips: Path, embedder: Embedder) -> None:
+    index = Index(tmp_path / "index", embedder)
+    index.add(clips / "red.mp4")
+
+    async def all_at_once() -> tuple[AddReport, AddReport, list[list[Hit]]]:
+        adding = asyncio.create_task(index.aadd(clips))
+        again = asyncio.create_task(index.aadd(clips))
+        found = await asyncio.gather(*(index.asearch("red square", k=1) for _ in range(8)))
+        return await adding, await again, list(found)
+
+    first, second, found = asyncio.run(all_at_once())
+    assert first.indexed + second.indexed == 3
+    assert first.skipped + second.skipped == 5
+    assert len(index) == 6
+    assert {hits[0].file for hits in found} <= {str(path) for path in clips.rglob("*.mp4")}
+    assert asyncio.run(index.asearch("red square")) == index.search("red square")
+
+
+def test_statistics_and_compaction(tmp_path: Path, folder: Path, embedder: Embedder) -> None:
+    index = Index(tmp_path / "index", embedder)
+    index.add(folder)
+    index.remove(str(folder / "red.mp4"))
+    index.compact()
+    stats = index.stats()
+    assert (stats.clips, stats.files, stats.embedding_dim, stats.layout) == (1, 1, 32, "float32")
+    assert stats.megabytes is not None and 0 < stats.megabytes < 1
+
+
+def test_names_that_are_not_utf8_are_reported(tmp_path: Path, folder: Path, embedder: Embedder) -> None:
+    shutil.copy(folder / "red.mp4", os.fsencode(folder) + b"/\xff.mp4")
+    report = Index(tmp_path / "index", embedder).add(folder)
+    assert (report.indexed, len(report.failed)) == (2, 1)
+    assert "not valid UTF-8" in report.failed[0]
+
+
+def test_an_index_at_a_url_and_in_milvus_answers_as_one_in_a_folder(
+    tmp_path: Path, clips: Path, built: Index, embedder: Embedder
+) -> None:
+    expected = built.search("red square", explain=True)
+    for address in (f"file://{tmp_path}/index", str(tmp_path / "clips.db")):
+        index = Index(address, embedder)
+        assert index.add(clips).clips == 6
+        assert Index(address, embedder).add(clips).skipped == 4
+        found = Index(address, embedder).search("red square", explain=True)
+        assert [hit.id for hit in found] == [hit.id for hit in expected]
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)

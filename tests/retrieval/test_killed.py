@@ -25,7 +25,6 @@ from eao.retrieval.index import Index
 
 FILES = 50
 MOMENTS = 10
-REMOVED = range(0, FILES, 2)
 
 
 class Job(NamedTuple):
@@ -66,19 +65,19 @@ def job(tmp_path_factory: pytest.TempPathFactory, make_embedder: Callable[[int],
     process.stdout.close()
 
 
-def write_features(folder: Path, embedder: Embedder) -> Path:
+def write_features(folder: Path, embedder: Embedder, files: int = FILES) -> Path:
     """Features of files that are gone: of one to three windows, every fifth without sound."""
     folder.mkdir()
     config = embedder.config.features
     (folder / "features.yaml").write_text(yaml.safe_dump(config.identity()))
     rng = np.random.default_rng(0)
     lines, names = [], []
-    for i in range(FILES):
+    for i in range(files):
         seconds = float(rng.uniform(0.5, 5))
         arrays = {"video_3d": rng.standard_normal((max(1, round(2 * seconds)), 98))}
         if i % 5:
             arrays["audio"] = 10 * rng.standard_normal((40, round(100 * seconds))) - 40
-        names.append(f"/gone/clip {i:02}'s %.mp4")
+        names.append(f"/gone/clip {i:03}'s %.mp4")
         record = {"id": f"clip{i:02}", "file": names[-1], "start": 0.0, "end": seconds, "duration": seconds}
         for kind, suffix in SUFFIXES.items():
             record[kind] = len(arrays[kind]) if kind in arrays else None
@@ -86,7 +85,7 @@ def write_features(folder: Path, embedder: Embedder) -> Path:
                 np.savez(folder / f"clip{i:02}{suffix}", **{KEYS[kind]: arrays[kind].astype(np.float16)})
         lines.append(json.dumps(record))
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "remove.json").write_text(json.dumps([names[i] for i in REMOVED]))
+    (folder / "remove.json").write_text(json.dumps(names[::2]))
     return folder
 
 

@@ -127,6 +127,7 @@ def test_searching_goes_on_while_rows_and_layout_change(table: ClipTable, tmp_pa
     table.optimize("float32", "int8", 8)
     table.remove(["f0"])
     table.tidy()
+    table.compact()
     stop.set()
     for thread in threads:
         thread.join()
