@@ -29,6 +29,9 @@ class ClipImage(nn.Module):
         rows = network(torch.zeros(1, 224, 224, 3, dtype=torch.uint8))  # (1, 512)
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model

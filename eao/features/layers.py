@@ -21,16 +21,11 @@ _CONVOLVE = {4: F.conv2d, 5: F.conv3d}
 class Pointwise(nn.Linear):
     """A convolution of kernel 1 with bias, over pictures or clips."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__(inputs, outputs)
-        self.stride = stride
-
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, D, *S) to (B, D', *S / stride)."""
+        """Map (B, D, *S) to (B, D', *S)."""
         if is_exporting():
-            return _CONVOLVE[x.ndim](x, self.weight[(..., *[None] * (x.ndim - 2))], self.bias, self.stride)
-        if self.stride > 1:
-            x = x[(..., *[slice(None, None, self.stride)] * (x.ndim - 2))]
+            weight = self.weight.view(*self.weight.shape, *[1] * (x.ndim - 2))
+            return _CONVOLVE[x.ndim](x, weight, self.bias)
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 

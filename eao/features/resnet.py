@@ -129,6 +129,9 @@ class ResNet152(nn.Module):
         rows = network(torch.zeros(1, 224, 398, 3, dtype=torch.uint8))  # (1, 2048), unit length
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, trunk: ResidualTrunk) -> None:
         super().__init__()
         self.trunk = trunk

@@ -32,6 +32,8 @@ class ResNeXt101Video(nn.Module):
         rows = network(torch.zeros(1, 16, 112, 112, 3, dtype=torch.uint8))  # (1, 2048), unit length
     """
 
+    mean: Tensor
+
     def __init__(self, trunk: ResidualTrunk) -> None:
         super().__init__()
         self.trunk = trunk
