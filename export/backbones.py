@@ -135,7 +135,7 @@ def export_backbone(
     """
     _check(engines, precisions, clips)
     network = get_backbone(name).network
-    path = network.find_weights(weights)
+    path = network.find_weights(weights, "--weights")
     if path.suffix in ENGINES:
         raise ExportError(f"{path} is an engine already", "give the original weights")
     module = network.build(path)
