@@ -14,12 +14,12 @@ from eao.export.precision import simulate
 from eao.export.quantize import Quantizer, calibrated_tensors, quantizable_nodes
 from eao.export.sensitivity import Sensitivity, find_sensitive, outputs, relax
 
-LEVELS = (0.995, 0.998, 0.999, 0.9995, 0.9998)
+LEVELS = (0.992, 0.995, 0.998, 0.999, 0.9998)
 """Least cosines of the judged samples, tried one after the other until parity holds. The first lies above the threshold
 of parity, which is measured on other clips."""
 JUDGES = 64
 """Samples that a graph is judged on."""
-RANKERS = 16
+RANKERS = 8
 """Samples that layers are ranked on: a graph is built and run for each layer."""
 
 

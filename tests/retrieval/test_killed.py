@@ -23,7 +23,7 @@ from eao.data.folder import KEYS, SUFFIXES
 from eao.embedder import Embedder
 from eao.retrieval.index import Index
 
-FILES = 50
+FILES = 40
 MOMENTS = 10
 
 
