@@ -81,8 +81,9 @@ class Clock:
             self.origin = start if start is not None and time - start > LATE_AUDIO else time
         time += self._shift - self.origin
         if time < self._last - _JUMP:
-            self._shift += self._last - time
-            time = self._last
+            resumed = self._last + float((frame.duration or 0) * frame.time_base)
+            self._shift += resumed - time
+            time = resumed
         self._last = time
         self.check_time(time)
         return time

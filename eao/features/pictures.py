@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
@@ -116,7 +117,7 @@ class Converter:
             columns, rows = shape if transposed else shape[::-1]
             # Frames of another aspect than the first cover its shape.
             factor = max(1.0, columns / width, rows / height)
-            width, height = max(columns, round(width * factor)), max(rows, round(height * factor))
+            width, height = (math.ceil(length * factor - 1e-6) for length in (width, height))
         top, left = (height - rows) // 2, (width - columns) // 2
         array = self._resize(frame, side, width, height)[top : top + rows, left : left + columns]
         if transposed:

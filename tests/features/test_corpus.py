@@ -341,6 +341,28 @@ def test_a_file_that_was_cut_off_says_where(pool: DecoderPool, tmp_path: Path) -
     assert 1.5 < caught.value.at < 3.6
 
 
+@pytest.mark.parametrize(("packets", "is_damaged"), [(2, False), (10, True)])
+def test_a_few_bad_packets_are_passed_over(pool: DecoderPool, tmp_path: Path, packets: int, is_damaged: bool) -> None:
+    path = encode_sound(tmp_path / "a.m4a", "aac", seconds=2.0)
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux() if packet.size][40 : 40 + packets]
+    data = bytearray(path.read_bytes())
+    for begin, size in places:
+        data[begin : begin + size] = b"\xff" * size
+    path.write_bytes(data)
+    reader = pool.open(path, [])
+    if is_damaged:
+        with pytest.raises(MediaError, match=r"damaged after \d\.\d s") as caught:
+            list(reader)
+        assert caught.value.kind == "damaged"
+        assert caught.value.at is not None
+        assert 0.8 < caught.value.at < 1.2
+    else:
+        list(reader)
+        assert reader.audio is not None
+        assert len(reader.audio) == pytest.approx(32_000, abs=2100)
+
+
 FUZZED: dict[str, dict[str, Any]] = {
     "a.mp4": {"sound": "aac", "muxer": FRONT},
     "a.mkv": {"sound": "libopus"},

@@ -9,7 +9,9 @@ import av
 import numpy as np
 import pytest
 
+from eao.errors import MediaError
 from eao.features.frames import View
+from eao.features.limits import Limits
 from eao.features.media import ClipReader
 from eao.features.pictures import tone_map
 
@@ -20,13 +22,13 @@ def images(path: Path, rate: float, side: int, crop: bool = True) -> list[np.nda
     return [frame.image for frame in ClipReader(path, [View(rate, side, crop)])]
 
 
-def write_fields(path: Path, codec: str, options: dict[str, str], count: int = 12) -> Path:
+def write_fields(path: Path, codec: str, options: dict[str, str], count: int = 12, height: int = 64) -> Path:
     """A bright bar that moves 2 pixels between the upper field (even lines) and the lower one of each frame."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 96, height, "yuv420p"
         for i in range(count):
-            image = np.full((64, 96, 3), 16, np.uint8)
+            image = np.full((height, 96, 3), 16, np.uint8)
             image[0::2, 4 * i : 4 * i + 16] = image[1::2, 4 * i + 2 : 4 * i + 18] = 235
             frame = av.VideoFrame.from_ndarray(image, "rgb24")
             frame.pts, frame.time_base = i, Fraction(1, 25)
@@ -92,23 +94,42 @@ def test_every_orientation(tmp_path: Path, matrix: tuple[int, int, int, int]) ->
     np.testing.assert_allclose(image, shown, atol=30)  # the edges ring
 
 
+def test_interlaced_video_that_changes_its_size(tmp_path: Path) -> None:
+    options = {"flags": "+ilme+ildct", "qscale": "2"}
+    parts = [write_fields(tmp_path / f"{height}.ts", "mpeg2video", options, 20, height) for height in (64, 96)]
+    (tmp_path / "a.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    frames = images(tmp_path / "a.ts", 25.0, 64)
+    assert len(frames) in (39, 40)
+    assert max(map(combing, frames)) < 2
+    # The bar of 16 pixels in a picture of 96 x 64, and in one of 96 x 96.
+    widths = [int((frames[index][32, :, 0] > 120).sum()) for index in (10, 25)]
+    np.testing.assert_allclose(widths, [16, 10.7], atol=1.5)
+
+
 @pytest.mark.parametrize("crop", [True, False])
-def test_a_video_that_changes_its_size_keeps_one_shape(tmp_path: Path, write_clip: ClipWriter, crop: bool) -> None:
+@pytest.mark.parametrize("sizes", [((64, 48), (48, 96)), ((48, 64), (96, 48))])
+def test_a_video_that_changes_its_size_keeps_one_shape(
+    tmp_path: Path, write_clip: ClipWriter, sizes: tuple[tuple[int, int], ...], crop: bool
+) -> None:
     """Two recordings in one file, whose timestamps start anew."""
-    parts = [((64, 48), (200, 40, 40)), ((48, 96), (40, 40, 200))]
+    colours = [(200, 40, 40), (40, 40, 200)]
     data = b""
-    for index, (size, colour) in enumerate(parts):
-        data += write_clip(tmp_path / f"{index}.ts", seconds=1.0, size=size, colour=colour, tone=None).read_bytes()
+    for size, colour in zip(sizes, colours, strict=True):
+        data += write_clip(tmp_path / "part.ts", seconds=1.0, size=size, colour=colour, tone=None).read_bytes()
     (tmp_path / "a.ts").write_bytes(data)
     frames = images(tmp_path / "a.ts", 4.0, 24, crop)
     assert len(frames) in (7, 8)  # the jump costs less than a quarter of a second
-    assert {frame.shape for frame in frames} == {(24, 24 if crop else 32, 3)}
-    np.testing.assert_allclose(
-        frames[0].reshape(-1, 3), np.broadcast_to([200, 40, 40], (frames[0].size // 3, 3)), atol=12
-    )
-    np.testing.assert_allclose(
-        frames[-1].reshape(-1, 3), np.broadcast_to([40, 40, 200], (frames[0].size // 3, 3)), atol=12
-    )
+    whole = (24, 32, 3) if sizes[0][0] > sizes[0][1] else (32, 24, 3)
+    assert {frame.shape for frame in frames} == {(24, 24, 3) if crop else whole}
+    for frame, colour in ((frames[0], colours[0]), (frames[-1], colours[1])):
+        np.testing.assert_allclose(frame.reshape(-1, 3), np.broadcast_to(colour, (frame.size // 3, 3)), atol=12)
+
+
+def test_a_video_that_grows_beyond_the_limit_is_refused(tmp_path: Path, write_clip: ClipWriter) -> None:
+    parts = [write_clip(tmp_path / f"{width}.ts", seconds=0.5, size=(width, 48), tone=None) for width in (64, 256)]
+    (tmp_path / "a.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(MediaError):
+        list(ClipReader(tmp_path / "a.ts", [View(4.0, 16)], limits=Limits(max_pixels=64 * 48)))
 
 
 def pq(light: np.ndarray) -> np.ndarray:
