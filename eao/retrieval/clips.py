@@ -148,7 +148,7 @@ class Layout(pydantic.BaseModel):
         return self.compression == "none" and not self.reduce
 
     def __str__(self) -> str:
-        parts = [self.precision]
+        parts: list[str] = [self.precision]
         if self.reduce:
             parts.append(f"reduced to {self.reduce}")
         if self.compression != "none":

@@ -1,8 +1,8 @@
 """A process that indexes features, or removes them, in children of its own, which a test kills.
 
 Called as `killed.py MODEL FEATURES`. Reads lines `add INDEX` and `remove INDEX`, answers each with the number of the
-child, and at its end with its exit status. A child finds torch and the model loaded, so that its time goes into the
-work that is to be killed.
+child, and a line `wait` after it with its exit status. A child finds torch and the model loaded, so that its time goes
+into the work that is to be killed.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main() -> None:
             finally:
                 os._exit(status)
         print(child, flush=True)
+        sys.stdin.readline()  # until then its number is its own, even if it has ended
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 

@@ -42,7 +42,9 @@ class Job(NamedTuple):
         child = int(self.process.stdout.readline())
         if kill_after is not None:
             time.sleep(kill_after)
-            os.kill(child, signal.SIGKILL)  # it stays a zombie until it is waited for, so the number is still its own
+            os.kill(child, signal.SIGKILL)
+        self.process.stdin.write("wait\n")
+        self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
 
@@ -107,6 +109,7 @@ def contents(address: str, embedder: Embedder) -> str:
 
 @pytest.mark.slow
 def test_a_killed_build_goes_on_to_the_same_bytes(job: Job, tmp_path: Path) -> None:
+    assert job.run("add", str(tmp_path / "warm")) == 0  # libraries are read from the disk
     begin = time.monotonic()
     assert job.run("add", str(tmp_path / "whole")) == 0
     seconds = time.monotonic() - begin
