@@ -164,9 +164,7 @@ class FeatureExtractor:
             return ClipFeatures(None, None, *self.decode_sound(path, open_clip))
         # Streams of one network, with the same weights and frames, share what it computes.
         runs = {(s.network.name, s.weights, s.view): s for s in self.streams.values()}
-        pending = [
-            _Pending(self.forward(s), s.network, s.network.size_on(self.device), compute) for s in runs.values()
-        ]
+        pending = [_Pending(self.forward(s), s.network, s.network.size_on(self.device), compute) for s in runs.values()]
         reader = open_clip(path, [stream.view for stream in runs.values()])
         for frame in reader:
             if pending[frame.view].add(frame.image) and check is not None:

@@ -79,7 +79,7 @@ def test_a_gap_is_silence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("pieces", "length"), [(9, 14_400), (15, 24_000 + 1728)])
 def test_timestamps_that_run_ahead(tmp_path: Path, pieces: int, length: int) -> None:
-    """By 12 ms every 0.1 s: when that comes to more than a tenth of a second, silence brings sound and time together."""
+    """By 12 ms every 0.1 s: once that is more than a tenth of a second, silence brings sound and time together."""
     samples = read_audio(write_pieces(tmp_path / "a.mkv", [(index * 0.112, 0.1) for index in range(pieces)]))
     assert samples is not None
     assert len(samples) == pytest.approx(length, abs=2)
