@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pydantic
@@ -29,30 +32,34 @@ from eao.features.segments import Segment
 from eao.features.spectrogram import log_mel
 from eao.features.store import WORK_FOLDER, write_clips
 
-WIDTH, HEIGHT, FPS, SAMPLE_RATE = 640, 360, 25, 44_100
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+WIDTH, HEIGHT, FPS, SAMPLE_RATE = 854, 480, 25, 44_100
+LOOP, LEAN, PIPELINE = "plain loop", "lean loop", "eao extract"
 STAGES = ("decode", "network", "spectrogram", "write")
 
 
-class Round(pydantic.BaseModel):
-    """One share of the clips, extracted both ways.
+class Usage(pydantic.BaseModel):
+    """What a piece of work took.
 
     Attributes:
-        loop_seconds, pipeline_seconds: wall-clock time.
-        loop_busy, pipeline_busy: share of all cores that the way itself kept busy, its processes included.
+        seconds: wall-clock time.
+        busy: share of all cores that this process, and those it started, kept busy.
+        idlest_core: share of the time that the least busy core worked, for whomever; None if that is unknown.
     """
 
-    loop_seconds: float
-    pipeline_seconds: float
-    loop_busy: float
-    pipeline_busy: float
+    seconds: float
+    busy: float
+    idlest_core: float | None
 
 
 class ExtractReport(pydantic.BaseModel):
     """The measurement and its conditions.
 
     Attributes:
+        rounds: what each way took for all clips, by its name.
         stages: seconds of one core for a clip, each stage alone.
-        idlest_core: share of the time that the core with least to do was busy, of all processes, under the pipeline.
     """
 
     hardware: Hardware
@@ -60,94 +67,84 @@ class ExtractReport(pydantic.BaseModel):
     clips: int
     seconds: float
     threads: int
-    rounds: list[Round]
+    rounds: list[dict[str, Usage]]
     stages: dict[str, float]
-    idlest_core: float | None
     foreign_cores: float | None
 
-    @property
-    def speedup(self) -> float:
-        """How many times as fast as the loop, the median over rounds."""
-        return statistics.median(r.loop_seconds / r.pipeline_seconds for r in self.rounds)
+    def speedups(self, way: str) -> list[float]:
+        """How many times as fast as the plain loop, in each round."""
+        return [used[LOOP].seconds / used[way].seconds for used in self.rounds]
 
     def to_markdown(self) -> str:
-        ratios = np.array([r.loop_seconds / r.pipeline_seconds for r in self.rounds])
-        spread = float(np.subtract(*np.percentile(ratios, [75, 25]))) / 2
-        loop, pipeline = (sum(getattr(r, f"{way}_seconds") for r in self.rounds) for way in ("loop", "pipeline"))
-        busy = [
-            sum(getattr(r, f"{way}_busy") * getattr(r, f"{way}_seconds") for r in self.rounds) / seconds
-            for way, seconds in (("loop", loop), ("pipeline", pipeline))
-        ]
         lines = [
             f"{self.clips} rendered clips of {self.seconds:g} s ({WIDTH} x {HEIGHT}, {FPS} frames/s, H.264 and AAC), "
             "with the demo's features: EfficientNet-Lite0 at two frames a second, 224 x 224, and the log-mel "
-            "spectrogram. The loop is what one writes first: decode a file, compute its frames in one batch with all "
-            "of torch's threads, then the spectrogram, then write. Both ways have the networks loaded, and take turns "
-            f"with {len(self.rounds)} shares of the clips; ± is half the interquartile range.",
+            "spectrogram. The plain loop is what one writes first: read a file into arrays of all its frames and its "
+            "sound, pick the frames, compute them in one batch with all of torch's threads, then the spectrogram, then "
+            "write. The lean loop makes arrays of the picked frames alone. All have the networks loaded, and take "
+            f"turns, {len(self.rounds)} times; ± is half the range.",
             "",
             "| way | seconds | clips/s | cores busy | speed-up |",
             "|---|---:|---:|---:|---:|",
-            f"| loop | {loop:.1f} | {self.clips / loop:.2f} | {100 * busy[0]:.0f} % | 1.00x |",
-            f"| `eao extract` | {pipeline:.1f} | {self.clips / pipeline:.2f} | {100 * busy[1]:.0f} % "
-            f"| {self.speedup:.2f}x ± {spread:.2f} |",
-            "",
-            "| stage, alone on one core | milliseconds a clip | share |",
-            "|---|---:|---:|",
         ]
+        for way in self.rounds[0]:
+            seconds = statistics.median(used[way].seconds for used in self.rounds)
+            busy = statistics.median(used[way].busy for used in self.rounds)
+            ratios = self.speedups(way)
+            noise = f" ± {(max(ratios) - min(ratios)) / 2:.2f}" if way != LOOP else ""
+            lines.append(
+                f"| {way} | {seconds:.1f} | {self.clips / seconds:.2f} | {busy:.0%} "
+                f"| {statistics.median(ratios):.2f}x{noise} |"
+            )
         whole = sum(self.stages.values())
+        best = self.hardware.cores / whole
+        reached = self.clips / statistics.median(used[PIPELINE].seconds for used in self.rounds)
+        lines += ["", "| stage, alone on one core | milliseconds a clip | share |", "|---|---:|---:|"]
         lines += [f"| {name} | {1e3 * self.stages[name]:.1f} | {self.stages[name] / whole:.0%} |" for name in STAGES]
-        cores = self.hardware.cores
         lines += [
             "",
-            f"Together {1e3 * whole:.0f} ms of one core, so {cores} cores can do {cores / whole:.2f} clips/s at best; "
-            f"the pipeline reaches {self.clips / pipeline * whole / cores:.0%} of that.",
+            f"Together {1e3 * whole:.0f} ms of one core, so {self.hardware.cores} cores can do {best:.2f} clips/s at "
+            f"best, of which `eao extract` reaches {reached / best:.0%}.",
         ]
-        if self.idlest_core is not None:
-            lines[-1] += f" The core with least to do was {self.idlest_core:.0%} busy."
+        idlest = [used[PIPELINE].idlest_core for used in self.rounds]
+        if idlest and None not in idlest:
+            lines[-1] += f" Meanwhile the core with least to do was {min(x for x in idlest if x is not None):.0%} busy."
         if self.foreign_cores is not None:
             lines += ["", f"Other processes kept {self.foreign_cores:.2f} cores busy meanwhile."]
         return "\n".join([*lines, "", measured_on(self.hardware, self.versions, self.threads)])
 
 
-def run(clips: int = 200, seconds: float = 4.0, rounds: int = 4) -> ExtractReport:
+def run(clips: int = 200, seconds: float = 4.0, rounds: int = 2) -> ExtractReport:
     """Measure; the clips are rendered to a temporary folder first.
 
     Args:
         clips: how many.
         seconds: length of each.
-        rounds: shares into which they are divided, and for which the ways take turns.
+        rounds: how often the ways take turns with all clips.
     """
     import torch
 
     hardware = describe_hardware()
     extractor = FeatureExtractor(FeaturesConfig())
     extractor.load()
+    ways: dict[str, Callable[[Sequence[Path], Path], object]] = {
+        LOOP: lambda videos, out: plain_loop(videos, out, extractor, read_video),
+        LEAN: lambda videos, out: plain_loop(videos, out, extractor, read_picked),
+        PIPELINE: lambda videos, out: extract_folder(videos, out, extractor.config, extractor=extractor),
+    }
     with tempfile.TemporaryDirectory(prefix="eao-bench-") as temporary:
         folder = Path(temporary)
-        videos = [render_clip(folder / "videos" / f"{i:04d}.mp4", i, seconds) for i in range(clips)]
-        warm_up(videos[:2], folder / "warm", extractor)
+        videos = render_clips(folder / "videos", clips, seconds)
+        for name, way in ways.items():
+            way(videos[:2], folder / "warm" / name)
         stages = measure_stages(videos[:: max(1, clips // 20)], folder / "stages", extractor)
-        measured, idlest = [], []
+        measured: list[dict[str, Usage]] = []
         with foreign_load() as others:
             for index in range(rounds):
-                share = videos[index::rounds]
-                out = folder / f"round{index}"
-                ways: dict[str, Callable[[], object]] = {
-                    "loop": lambda share=share, out=out: plain_loop(share, out / "loop", extractor),
-                    "pipeline": lambda share=share, out=out: extract_folder(
-                        share, out / "pipeline", extractor.config, extractor=extractor
-                    ),
-                }
-                used = {way: measure(ways[way]) for way in (list(ways) if index % 2 == 0 else reversed(list(ways)))}
-                measured.append(
-                    Round(
-                        loop_seconds=used["loop"].seconds,
-                        pipeline_seconds=used["pipeline"].seconds,
-                        loop_busy=used["loop"].busy,
-                        pipeline_busy=used["pipeline"].busy,
-                    )
-                )
-                idlest.append(used["pipeline"].idlest_core)
+                used = {}
+                for name in ways if index % 2 == 0 else reversed(ways):
+                    used[name] = measure(partial(ways[name], videos, folder / f"round{index}" / name))
+                measured.append({name: used[name] for name in ways})
     return ExtractReport(
         hardware=hardware,
         versions={name: version(name) for name in ("av", "numpy", "torch")},
@@ -156,9 +153,16 @@ def run(clips: int = 200, seconds: float = 4.0, rounds: int = 4) -> ExtractRepor
         threads=torch.get_num_threads(),
         rounds=measured,
         stages=stages,
-        idlest_core=None if None in idlest else statistics.median(x for x in idlest if x is not None),
         foreign_cores=others.cores,
     )
+
+
+def render_clips(folder: Path, count: int, seconds: float) -> list[Path]:
+    """Clips 0 to `count`, rendered side by side."""
+    folder.mkdir(parents=True)
+    paths = [folder / f"{seed:04d}.mp4" for seed in range(count)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # encoding needs no lock of Python's
+        return list(pool.map(render_clip, paths, range(count), repeat(seconds)))
 
 
 def render_clip(path: Path, seed: int, seconds: float) -> Path:
@@ -172,9 +176,8 @@ def render_clip(path: Path, seed: int, seconds: float) -> Path:
     places = rng.uniform((0, 0), (WIDTH, HEIGHT), (6, 2))
     speeds = rng.uniform(-180, 180, (6, 2))
     sides, colours = rng.integers(30, 120, 6), rng.integers(0, 255, (6, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "23", "threads": "1"})
+        video = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "threads": "1"})
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         for index in range(round(seconds * FPS)):
@@ -195,40 +198,60 @@ def render_clip(path: Path, seed: int, seconds: float) -> Path:
     return path
 
 
-def plain_loop(videos: Sequence[Path], out: Path, extractor: FeatureExtractor) -> None:
+Video = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
+"""Frames (n, side, side, 3), and mono sound at 16 kHz."""
+
+
+def plain_loop(
+    videos: Sequence[Path], out: Path, extractor: FeatureExtractor, read: Callable[[Path, float, int], Video]
+) -> None:
     """The rival: file after file, step after step, with the same networks and the same spectrogram."""
     out.mkdir(parents=True, exist_ok=True)
     stream = extractor.streams["video_2d"]
     forward = extractor.forward(stream)
     for path in videos:
-        outputs = forward(plain_frames(path, stream.rate, stream.view.side))
+        frames, samples = read(path, stream.rate, stream.view.side)
+        outputs = forward(frames)
         for suffix, each in (("2d", extractor.streams["video_2d"]), ("3d", extractor.streams["video_3d"])):
             np.savez(out / f"{path.stem}_{suffix}.npz", features=each.backbone.rows(outputs).astype(np.float16))
-        samples = read_audio(path)
         if samples is not None:
             np.savez(out / f"{path.stem}_spec.npz", log_mel(samples).astype(np.float16))
 
 
-def plain_frames(path: Path, rate: float, side: int) -> NDArray[np.uint8]:
-    """The frames (n, side, side, 3) shown at k/rate seconds, all of a file at once."""
+def read_video(path: Path, rate: float, side: int) -> Video:
+    """Read a whole file as arrays, as `torchvision.io.read_video` does, then pick and scale the frames at k/rate."""
+    import av
+
+    with av.open(str(path)) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    picked = frames[[int(k * FPS / rate + 1e-6) for k in range(math.ceil(len(frames) / FPS * rate))]]
+    images = [_scaled(av.VideoFrame.from_ndarray(image, "rgb24"), side) for image in picked]
+    return np.stack(images), read_audio(path)
+
+
+def read_picked(path: Path, rate: float, side: int) -> Video:
+    """Read a whole file, and make arrays of nothing but the frames at k/rate."""
     import av
 
     images: list[NDArray[np.uint8]] = []
     with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
-            assert frame.time is not None
-            # A frame is shown until the next: this one, if a moment k/rate lies in its time.
-            while len(images) / rate < frame.time + 1 / FPS - 1e-3:
-                scale = side / min(frame.width, frame.height)
-                size = (int(frame.width * scale), int(frame.height * scale))
-                image = frame.reformat(*size, "rgb24", interpolation="BICUBIC").to_ndarray()
-                top, left = (size[1] - side) // 2, (size[0] - side) // 2
-                images.append(image[top : top + side, left : left + side])
-    return np.stack(images)
+        for index, frame in enumerate(container.decode(video=0)):
+            if index == int(len(images) * FPS / rate + 1e-6):
+                images.append(_scaled(frame, side))
+    return np.stack(images), read_audio(path)
+
+
+def _scaled(frame: VideoFrame, side: int) -> NDArray[np.uint8]:
+    """The central square of a frame whose short side is scaled to `side`."""
+    scale = side / min(frame.width, frame.height)
+    width, height = int(frame.width * scale + 1e-6), int(frame.height * scale + 1e-6)
+    image = frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+    top, left = (height - side) // 2, (width - side) // 2
+    return np.asarray(image[top : top + side, left : left + side], dtype=np.uint8)
 
 
 def measure_stages(videos: Sequence[Path], out: Path, extractor: FeatureExtractor) -> dict[str, float]:
-    """Seconds of one core that each stage takes for a clip, one after the other."""
+    """Seconds of one core that each stage takes for a clip, one after the other: processor time, whatever else runs."""
     import torch
 
     times = dict.fromkeys(STAGES, 0.0)
@@ -240,47 +263,26 @@ def measure_stages(videos: Sequence[Path], out: Path, extractor: FeatureExtracto
     try:
         for path in videos:
             source = Source(path.stem, str(path))
-            begin = time.perf_counter()
+            begin = time.process_time()
             reader = ClipReader(path, [stream.view])
             frames = np.stack([frame.image for frame in reader])
-            decoded = time.perf_counter()
+            decoded = time.process_time()
             for row in range(0, len(frames), size):
                 forward(frames[row : row + size])
-            computed = time.perf_counter()
+            computed = time.process_time()
             if reader.audio is not None:
                 log_mel(reader.audio)
-            heard = time.perf_counter()
+            heard = time.process_time()
             features = extractor.extract(path)
-            before = time.perf_counter()
+            before = time.process_time()
             write_clips(out, source, [(Segment(source.id, 0.0, features.duration), features)], None)
-            written = time.perf_counter()
+            written = time.process_time()
             steps = (decoded - begin, computed - decoded, heard - computed, written - before)
             for name, step in zip(STAGES, steps, strict=True):
                 times[name] += step / len(videos)
     finally:
         torch.set_num_threads(threads)
     return times
-
-
-def warm_up(videos: Sequence[Path], out: Path, extractor: FeatureExtractor) -> None:
-    """Meet the caches, and import what is imported on first use."""
-    plain_loop(videos, out / "loop", extractor)
-    extract_folder(videos, out / "pipeline", extractor.config, extractor=extractor)
-    shutil.rmtree(out)
-
-
-class Usage(NamedTuple):
-    """What a piece of work took.
-
-    Attributes:
-        seconds: wall-clock time.
-        busy: share of the cores that this process and those it started kept busy.
-        idlest_core: share of the time that the least busy core worked, for whomever; None if that is unknown.
-    """
-
-    seconds: float
-    busy: float
-    idlest_core: float | None
 
 
 def measure(work: Callable[[], object]) -> Usage:
@@ -290,7 +292,7 @@ def measure(work: Callable[[], object]) -> Usage:
     seconds, used = time.perf_counter() - begin, sum(os.times()[:4]) - own
     shares = [(busy - b) / max(total - t, 1) for (b, t), (busy, total) in zip(cores, _core_ticks(), strict=True)]
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Usage(seconds, used / seconds / usable, min(shares, default=None))
+    return Usage(seconds=seconds, busy=used / seconds / usable, idlest_core=min(shares, default=None))
 
 
 def _core_ticks() -> list[tuple[int, int]]:
