@@ -172,7 +172,7 @@ def _fill(store: ClipTable, source: Clusters, count: int, queries: NDArray[np.fl
         best = np.argsort(-scores, axis=1)[:, :TOP]
         scores, names = np.take_along_axis(scores, best, 1), np.take_along_axis(names, best, 1)
         begin = time.perf_counter()
-        files = [_file(i) for i in numbers]
+        files = [_file(int(i)) for i in numbers]
         clips = [
             Row(f"{file}#t=0", file, 0.0, 10.0, 10.0, FileState(1, int(i)), {ENCODER: x})
             for i, file, x in zip(numbers, files, chunk, strict=True)

@@ -82,8 +82,12 @@ def choose_settings(
 
 def make_limits(max_duration: float | None, max_bytes: str | None) -> Limits:
     """The limits of a file, where some are given."""
-    given = {"max_duration": max_duration, "max_bytes": parse_bytes(max_bytes) if max_bytes is not None else None}
-    return replace(Limits(), **{name: value for name, value in given.items() if value is not None})
+    limits = Limits()
+    if max_duration is not None:
+        limits = replace(limits, max_duration=max_duration)
+    if max_bytes is not None:
+        limits = replace(limits, max_bytes=parse_bytes(max_bytes))
+    return limits
 
 
 def with_weights(config: FeaturesConfig, given: Sequence[str]) -> FeaturesConfig:

@@ -42,8 +42,11 @@ class ClipFeatures:
 class Reader(Protocol):
     """A file being decoded: iterate over its frames, then read `audio` and `duration`. See `ClipReader`."""
 
-    audio: NDArray[np.float32] | None
-    duration: float
+    @property
+    def audio(self) -> NDArray[np.float32] | None: ...
+
+    @property
+    def duration(self) -> float: ...
 
     def __iter__(self) -> Iterator[SampledFrame]: ...
 

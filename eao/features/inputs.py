@@ -203,7 +203,7 @@ def _from_lines(path: Path, location: str, lines: Sequence[Listed]) -> Source:
 
 
 def _check_names(sources: dict[str, Source]) -> None:
-    clips = {}
+    clips: dict[str, str] = {}
     for source in sources.values():
         for clip_id in [part.id for part in source.parts] or [source.id]:
             if clip_id in clips:

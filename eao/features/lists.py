@@ -153,7 +153,7 @@ def _listed(path: Path, where: str, columns: dict[str, Any]) -> Listed:
     caption = " ".join((columns.get("caption") or "").split()) or None
     return Listed(
         location,
-        None if clip_id is None else check_id(clip_id, where),
+        None if clip_id is None else check_id(str(clip_id), where),
         0.0 if start is None and end is not None else start,
         end,
         caption,

@@ -30,7 +30,7 @@ from eao.features.segments import ClipRule, Segment, cut_features
 from eao.features.shots import ShotFinder, watch_shots
 
 if TYPE_CHECKING:
-    from eao.features.extractor import ClipFeatures, Compute, FeatureExtractor
+    from eao.features.extractor import ClipFeatures, Compute, FeatureExtractor, OpenClip
     from eao.features.inputs import Source
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class _Job:
 
     def _attempt(self, source: Source, path: Path) -> Clips:
         rule = self.options.rule
-        open_clip = partial(self.pool.open, want_audio=self.extractor.config.audio)
+        open_clip: OpenClip = partial(self.pool.open, want_audio=self.extractor.config.audio)
         cuts: list[float] = []
         if rule.kind == "shots" and not source.parts and self.extractor.streams:
             finder = ShotFinder(rule.seconds)

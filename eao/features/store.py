@@ -303,7 +303,7 @@ def write_clips(
 def _write_array(work: Path, path: Path, key: str, array: np.ndarray) -> None:
     temporary = work / f"{uuid.uuid4().hex}.npz"
     with temporary.open("wb") as file:
-        np.savez(file, **{key: array.astype(np.float16)})
+        np.savez(file, **{key: array.astype(np.float16)})  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     path.parent.mkdir(parents=True, exist_ok=True)

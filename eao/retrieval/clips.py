@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import pydantic
@@ -66,6 +66,11 @@ class Neighbour(NamedTuple):
     start: float
     end: float
     score: float
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], score: float) -> Neighbour:
+        """From the columns of a row."""
+        return cls(row["id"], row["file"], row["start"], row["end"], score)
 
 
 class Condition(NamedTuple):

@@ -162,7 +162,7 @@ class MilvusClips:
         if approximate:
             hits = [(entity, _cosine(entity[column(encoder)], vector)) for entity, _ in hits]
         hits.sort(key=lambda hit: -hit[1])
-        return [Neighbour(*(entity[name] for name in _SHOWN), score) for entity, score in hits[:limit]]
+        return [Neighbour.of(entity, score) for entity, score in hits[:limit]]
 
     def vectors(self, ids: Sequence[str]) -> dict[str, dict[str, Floats]]:
         """See `ClipStore`."""

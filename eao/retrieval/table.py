@@ -179,7 +179,7 @@ class ClipTable:
             found = _query(table, vector, full, where).bypass_vector_index().limit(limit)
             with self._reading():
                 hits = found.select([*_SHOWN, "_distance"]).to_list()
-            return [Neighbour(*(hit[name] for name in _SHOWN), 1.0 - hit["_distance"]) for hit in hits]
+            return [Neighbour.of(hit, 1.0 - hit["_distance"]) for hit in hits]
         query, name = vector, full
         if layout.reduce:
             query, name = vector @ self._projection(layout)[encoder], reduced_column(encoder)
@@ -190,8 +190,8 @@ class ClipTable:
         with self._reading():
             candidates = found.select([*_SHOWN, "_distance", full]).to_arrow()
         scores = _cosines(to_matrix(candidates[full], self.dim), vector)
-        shown = list(zip(*(candidates[name].to_pylist() for name in _SHOWN), strict=True))
-        return [Neighbour(*shown[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:limit]]
+        shown = candidates.select(_SHOWN).to_pylist()
+        return [Neighbour.of(shown[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:limit]]
 
     def vectors(self, ids: Sequence[str]) -> dict[str, dict[str, Floats]]:
         """See `ClipStore`."""
