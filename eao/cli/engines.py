@@ -157,7 +157,7 @@ def bench(
     target: Annotated[
         str,
         typer.Argument(
-            help="A bundle; or compare A.json B.json; or engines, attention, forward, gradcache, index, loader, loss."
+            help="A bundle; or compare A.json B.json; or engines, attention, extract, forward, gradcache, index, loader, loss."
         ),
     ],
     overrides: Overrides = None,
@@ -190,8 +190,9 @@ def bench(
     """Latency percentiles, throughput and memory of the engines, interleaved with PyTorch in one process.
 
     Instead of a bundle, the name of a benchmark that needs none: `engines` (at the paper's size), `forward` (the
-    packed model), `attention`, `loss`, `gradcache` (training steps in chunks), `loader` (raw features and shards) or
-    `index` (disk, build time, latency and recall of every way to keep vectors).
+    packed model), `attention`, `loss`, `gradcache` (training steps in chunks), `loader` (raw features and shards),
+    `extract` (videos to features, beside plain loops) or `index` (disk, build time, latency and recall of every way to
+    keep vectors).
     `compare A.json B.json` tells which times of two reports differ by more than the noise.
     """
     from eao.bench.run import SUITES, run_benchmark, run_comparison, run_suite
