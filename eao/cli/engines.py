@@ -157,7 +157,8 @@ def bench(
     target: Annotated[
         str,
         typer.Argument(
-            help="A bundle; or compare A.json B.json; or engines, attention, extract, forward, gradcache, index, loader, loss."
+            help="A bundle; or compare A.json B.json; or "
+            "engines, attention, extract, forward, gradcache, index, loader, loss."
         ),
     ],
     overrides: Overrides = None,
