@@ -1,8 +1,8 @@
 """A process that indexes features, or removes them, in children of its own, which a test kills.
 
 Called as `killed.py MODEL FEATURES`. Reads lines `add INDEX` and `remove INDEX`, answers each with the number of the
-child, and a line `wait` after it with its exit status. A child finds torch and the model loaded, so that its time goes
-into the work that is to be killed.
+child, with `begin` when that has opened the index, and a line `wait` after it with its exit status. A child finds torch
+and the model loaded, so that a test can kill it in the middle of its work.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ def work(task: str, index_path: str, embedder: object, features: str) -> None:
     from eao.retrieval.index import Index
 
     index = Index(index_path, embedder)  # type: ignore[arg-type]
+    print("begin", flush=True)
     if task == "add":
         index.add_features(features)
     else:

@@ -1,4 +1,4 @@
-"""An index that is killed while it is built, or while files are removed, at any moment: the same command repairs it."""
+"""An index that is killed at random moments while it is built or files are removed: the same command repairs it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,18 +35,37 @@ class Job(NamedTuple):
     features: Path
     embedder: Embedder
 
-    def run(self, task: str, index: str, kill_after: float | None = None) -> int:
-        """The exit status of a task; negative: the signal that ended it."""
+    def run(self, task: str, index: Path, kill_after: float | None = None) -> tuple[int, float]:
+        """The exit status of a task (negative: the signal that ended it), and the seconds that it worked."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(f"{task} {index}\n")
+        self.process.stdin.write(f"{task} {index}\nwait\n"[: None if kill_after is None else -len("wait\n")])
         self.process.stdin.flush()
         child = int(self.process.stdout.readline())
+        assert self.process.stdout.readline() == "begin\n"
+        begin = time.monotonic()
         if kill_after is not None:
             time.sleep(kill_after)
-            os.kill(child, signal.SIGKILL)
-        self.process.stdin.write("wait\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+            os.kill(child, signal.SIGKILL)  # its number is its own until it is waited for
+            self.process.stdin.write("wait\n")
+            self.process.stdin.flush()
+        status = int(self.process.stdout.readline())
+        return status, time.monotonic() - begin
+
+    def kill(self, task: str, prepare: Callable[[int], Path], seconds: float, times: int) -> Iterator[Path]:
+        """Indexes in which a task was killed at a random moment; where it had ended before, it is begun anew."""
+        moments = random.Random(0)
+        for number in range(10 * times):
+            index = prepare(number)
+            status, _ = self.run(task, index, moments.uniform(0, seconds))
+            if status == -signal.SIGKILL:
+                yield index
+                times -= 1
+            else:
+                assert status == 0
+                seconds *= 0.8  # the machine is less busy now
+            if not times:
+                return
+        raise AssertionError("the task always ends before it is killed")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +85,15 @@ def job(tmp_path_factory: pytest.TempPathFactory, make_embedder: Callable[[int],
     process.stdin.close()
     process.wait(timeout=60)
     process.stdout.close()
+
+
+class Built(NamedTuple):
+    """An index, and what it holds."""
+
+    path: Path
+    suffix: str
+    seconds: float
+    contents: str
 
 
 def write_features(folder: Path, embedder: Embedder, files: int = FILES) -> Path:
@@ -91,9 +120,9 @@ def write_features(folder: Path, embedder: Embedder, files: int = FILES) -> Path
     return folder
 
 
-def contents(address: str, embedder: Embedder) -> str:
+def contents(path: Path, embedder: Embedder) -> str:
     """A checksum over every stored bit and over the answers to searches."""
-    index = Index(address, embedder)
+    index = Index(path, embedder)
     store, digest = index._store, hashlib.sha256()
     digest.update(json.dumps(sorted((name, state) for name, state in store.files().items())).encode())
     for encoder in store.encoders:
@@ -107,53 +136,35 @@ def contents(address: str, embedder: Embedder) -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.slow
-def test_a_killed_build_goes_on_to_the_same_bytes(job: Job, tmp_path: Path) -> None:
-    assert job.run("add", str(tmp_path / "warm")) == 0  # libraries are read from the disk
-    begin = time.monotonic()
-    assert job.run("add", str(tmp_path / "whole")) == 0
-    seconds = time.monotonic() - begin
-    expected = contents(str(tmp_path / "whole"), job.embedder)
-    moments = random.Random(0)
-    killed = 0
-    for number in range(MOMENTS):
-        index = str(tmp_path / f"killed{number}")
-        killed += job.run("add", index, kill_after=moments.uniform(0, seconds)) == -signal.SIGKILL
-        assert job.run("add", index) == 0
-        assert contents(index, job.embedder) == expected
-    assert killed > MOMENTS / 2  # the moments lie within the work
+@pytest.fixture(scope="module", params=["folder", "milvus"])
+def built(request: pytest.FixtureRequest, job: Job, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """An undisturbed index of either kind, and how long it took."""
+    suffix = {"folder": "", "milvus": ".db"}[request.param]
+    path = tmp_path_factory.mktemp("undisturbed") / f"index{suffix}"
+    status, seconds = job.run("add", path)
+    assert status == 0
+    return Built(path, suffix, seconds, contents(path, job.embedder))
 
 
 @pytest.mark.slow
-def test_a_killed_removal_goes_on_to_the_same_bytes(job: Job, tmp_path: Path) -> None:
-    assert job.run("add", str(tmp_path / "whole")) == 0
-    before = contents(str(tmp_path / "whole"), job.embedder)
-    begin = time.monotonic()
-    assert job.run("remove", str(tmp_path / "whole")) == 0
-    seconds = time.monotonic() - begin
-    expected = contents(str(tmp_path / "whole"), job.embedder)
-    assert expected != before
-    moments = random.Random(1)
-    killed = 0
-    for number in range(MOMENTS):
-        index = str(tmp_path / f"killed{number}")
-        assert job.run("add", index) == 0
-        killed += job.run("remove", index, kill_after=moments.uniform(0, seconds)) == -signal.SIGKILL
-        assert contents(index, job.embedder) in (before, expected)  # all or nothing
+def test_a_killed_build_goes_on_to_the_same_bytes(job: Job, built: Built, tmp_path: Path) -> None:
+    for index in job.kill("add", lambda number: tmp_path / f"{number}{built.suffix}", built.seconds, MOMENTS):
+        assert job.run("add", index)[0] == 0
+        assert contents(index, job.embedder) == built.contents
+
+
+@pytest.mark.slow
+def test_a_killed_removal_goes_on_to_the_same_bytes(job: Job, built: Built, tmp_path: Path) -> None:
+    def copy(number: int) -> Path:
+        return Path(shutil.copytree(built.path, tmp_path / f"{number}{built.suffix}"))
+
+    whole = copy(-1)
+    status, seconds = job.run("remove", whole)
+    assert status == 0
+    expected = contents(whole, job.embedder)
+    assert expected != built.contents
+    for index in job.kill("remove", copy, seconds, MOMENTS):
+        if not built.suffix:  # LanceDB: all or nothing
+            assert contents(index, job.embedder) in (built.contents, expected)
         job.run("remove", index)  # an error where nothing is left to remove
-        assert contents(index, job.embedder) == expected
-    assert killed > MOMENTS / 2
-
-
-@pytest.mark.slow
-def test_a_killed_build_in_milvus_is_repaired(job: Job, tmp_path: Path) -> None:
-    begin = time.monotonic()
-    assert job.run("add", str(tmp_path / "whole.db")) == 0
-    seconds = time.monotonic() - begin
-    expected = contents(str(tmp_path / "whole.db"), job.embedder)
-    moments = random.Random(2)
-    for number in range(3):
-        index = str(tmp_path / f"killed{number}.db")
-        job.run("add", index, kill_after=moments.uniform(0.3, 1) * seconds)
-        assert job.run("add", index) == 0
         assert contents(index, job.embedder) == expected

@@ -181,3 +181,17 @@ def test_without_lancedb_the_error_says_what_to_install(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "lancedb", None)
     with pytest.raises(MissingDependencyError, match=r"eao\[index\]"):
         ClipTable(tmp_path, ENCODERS, DIM)
+
+
+@pytest.mark.parametrize("reduce", [0, 8])
+def test_optimizing_that_was_killed_before_its_index_was_built_is_searched_one_by_one(
+    table: ClipTable, reduce: int
+) -> None:
+    table.replace(["a"], make_rows("a", range(400)))
+    expected = nearest(table)
+    table.optimize("float32", "int8", reduce)
+    for index in table._table.list_indices():
+        table._table.drop_index(index.name)
+    assert nearest(table) == expected
+    table.optimize("float32", "int8", reduce)
+    assert (nearest(table), len(list(table._table.list_indices()))) == (expected, 2)
