@@ -37,6 +37,8 @@ from eao.retrieval.milvus_client import (
     batches,
     connect,
     count_rows,
+    index_name,
+    is_ready,
     key,
     quoted,
     read_rows,
@@ -81,7 +83,7 @@ class MilvusClips:
         self._writing = threading.Lock()
 
     def __len__(self) -> int:
-        return count_rows(self._client, self._clips, "")
+        return count_rows(self._client, self._clips, "") if self._is_ready() else 0
 
     @property
     def layout(self) -> Layout:
@@ -110,7 +112,7 @@ class MilvusClips:
 
     def remove(self, names: Sequence[str]) -> int:
         """See `ClipStore`; several requests, see the head of this file."""
-        if not names or not self._client.has_collection(self._clips):
+        if not names or not self._is_ready():
             return 0
         condition = f"id in {quoted(names)} or file in {quoted(names)}"
         with self._writing:
@@ -129,7 +131,7 @@ class MilvusClips:
 
     def compact(self) -> None:
         """See `ClipStore`."""
-        if self._client.has_collection(self._clips):
+        if self._is_ready():
             self._client.flush(self._clips)
             self._client.compact(self._clips)
 
@@ -137,7 +139,7 @@ class MilvusClips:
         self, vector: Floats, encoder: str, limit: int, where: Sequence[Condition] = (), exact: bool = False
     ) -> list[Neighbour]:
         """See `ClipStore`."""
-        if not self._client.has_collection(self._clips):
+        if not self._is_ready():
             return []
         compression = self._compression()
         if exact and compression != "none":
@@ -166,7 +168,7 @@ class MilvusClips:
 
     def vectors(self, ids: Sequence[str]) -> dict[str, dict[str, Floats]]:
         """See `ClipStore`."""
-        if not ids or not self._client.has_collection(self._clips):
+        if not ids or not self._is_ready():
             return {}
         fields = [name for e in self.encoders for name in (column(e), f"has_{column(e)}")]
         rows = read_rows(self._client, self._clips, f"id in {quoted(ids)}", ["id", *fields])
@@ -178,7 +180,7 @@ class MilvusClips:
     def sample(self, encoder: str, count: int, seed: int = 0) -> Floats:
         """See `ClipStore`."""
         having = f"has_{column(encoder)} == true"
-        if not self._client.has_collection(self._clips):
+        if not self._is_ready():
             return np.zeros((0, self.dim), np.float32)
         ids = sorted(row["id"] for row in read_rows(self._client, self._clips, having, ["id"]))
         chosen = np.random.default_rng(seed).choice(len(ids), size=min(count, len(ids)), replace=False)
@@ -190,7 +192,7 @@ class MilvusClips:
 
     def scan(self, encoder: str) -> Iterator[tuple[list[str], Floats]]:
         """See `ClipStore`."""
-        if not self._client.has_collection(self._clips):
+        if not self._is_ready():
             return
         having = f"has_{column(encoder)} == true"
         for batch in row_batches(self._client, self._clips, having, ["id", column(encoder)]):
@@ -206,7 +208,7 @@ class MilvusClips:
         with self._writing:
             self._client.release_collection(self._clips)
             for encoder in self.encoders:
-                self._client.drop_index(self._clips, index_name=_index_name(encoder))
+                self._client.drop_index(self._clips, index_name=index_name(column(encoder)))
             parameters = self._client.prepare_index_params()
             for encoder in self.encoders:
                 _add_index(parameters, encoder, compression, self.dim)
@@ -223,15 +225,18 @@ class MilvusClips:
         """See `ClipStore`: a server takes new rows into its index by itself."""
         return 0
 
+    def _is_ready(self) -> bool:
+        return is_ready(self._client, self._clips, [column(encoder) for encoder in self.encoders])
+
     def _compression(self) -> Compression:
-        if not self._client.has_collection(self._clips):
+        if not self._is_ready():
             return "none"
-        found = self._client.describe_index(self._clips, index_name=_index_name(self.encoders[0]))
+        found = self._client.describe_index(self._clips, index_name=index_name(column(self.encoders[0])))
         kind = str((found or {}).get("index_type", "FLAT"))
         return next((name for name, index in _INDEXES.items() if index["index_type"] == kind), "none")
 
     def _make(self) -> None:
-        if self._client.has_collection(self._clips):
+        if self._is_ready():
             return
         from pymilvus import DataType
 
@@ -266,12 +271,8 @@ def _add_index(parameters: Any, encoder: str, compression: Compression, dim: int
     params = dict(index["params"])
     if compression == "pq":
         params["m"] = next(dim // size for size in (4, 8, 16, dim) if dim % size == 0)
-    kind, name = index["index_type"], _index_name(encoder)
+    kind, name = index["index_type"], index_name(column(encoder))
     parameters.add_index(column(encoder), index_type=kind, index_name=name, metric_type="COSINE", params=params)
-
-
-def _index_name(encoder: str) -> str:
-    return f"{column(encoder)}_idx"  # Milvus Lite knows no other names
 
 
 def _cosine(vector: Sequence[float], query: Floats) -> float:

@@ -72,10 +72,36 @@ def quoted(values: Sequence[str]) -> str:
     return json.dumps(list(values), ensure_ascii=False)
 
 
-def count_rows(client: Any, collection: str, condition: str) -> int:
-    """How many rows fulfil a condition; 0 where there is no such collection."""
+def index_name(field: str) -> str:
+    """The name of a field's index; Milvus Lite knows no other names."""
+    return f"{field}_idx"
+
+
+def is_ready(client: Any, collection: str, fields: Sequence[str]) -> bool:
+    """Whether a collection is there. It is loaded, after whatever a killed process left undone.
+
+    Args:
+        client: of the server.
+        collection: its name.
+        fields: its vectors; one that has no index gets an exact one, without which nothing is loaded.
+    """
+    from pymilvus.client.types import LoadState
+
     if not client.has_collection(collection):
-        return 0
+        return False
+    if client.get_load_state(collection)["state"] == LoadState.Loaded:
+        return True
+    for field in fields:
+        if not client.list_indexes(collection, field_name=field):
+            parameters = client.prepare_index_params()
+            parameters.add_index(field, index_type="FLAT", index_name=index_name(field), metric_type="COSINE")
+            client.create_index(collection, parameters)
+    client.load_collection(collection)
+    return True
+
+
+def count_rows(client: Any, collection: str, condition: str) -> int:
+    """How many rows of a collection fulfil a condition."""
     return int(client.query(collection, filter=condition, output_fields=["count(*)"])[0]["count(*)"])
 
 
@@ -117,20 +143,20 @@ class Notes:
 
     def read(self, name: str) -> str | None:
         """A note, None if it is not there."""
-        if not self._client.has_collection(self._collection):
+        if not self._is_ready():
             return None
         rows = read_rows(self._client, self._collection, f"key in {quoted([key(name)])}", ["name", "text"])
         return str(rows[0]["text"]) if rows else None
 
     def all(self) -> list[tuple[str, str]]:
         """All names and texts."""
-        if not self._client.has_collection(self._collection):
+        if not self._is_ready():
             return []
         return [(row["name"], row["text"]) for row in read_rows(self._client, self._collection, "", ["name", "text"])]
 
     def write(self, notes: Mapping[str, str]) -> None:
         """Write notes, in place of those of the same names."""
-        if not self._client.has_collection(self._collection):
+        if not self._is_ready():
             self._make()
         for batch in batches(list(notes.items()), 2048):
             # Milvus wants a vector in every row.
@@ -139,8 +165,11 @@ class Notes:
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove notes; names that have none are passed over."""
-        if names and self._client.has_collection(self._collection):
+        if names and self._is_ready():
             self._client.delete(self._collection, filter=f"key in {quoted([key(name) for name in names])}")
+
+    def _is_ready(self) -> bool:
+        return is_ready(self._client, self._collection, ["nothing"])
 
     def _make(self) -> None:
         from pymilvus import DataType
@@ -151,7 +180,7 @@ class Notes:
         schema.add_field("text", DataType.VARCHAR, max_length=NAME_BYTES)
         schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)
         parameters = self._client.prepare_index_params()
-        parameters.add_index("nothing", index_type="FLAT", metric_type="COSINE")
+        parameters.add_index("nothing", index_type="FLAT", index_name=index_name("nothing"), metric_type="COSINE")
         self._client.create_collection(
             self._collection, schema=schema, index_params=parameters, consistency_level="Strong"
         )

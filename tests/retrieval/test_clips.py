@@ -11,6 +11,7 @@ import pytest
 from eao.errors import ConfigError, RetrievalError
 from eao.retrieval.clips import ClipStore, Filter, Layout, Row
 from eao.retrieval.location import Location
+from eao.retrieval.milvus_client import connect
 
 from .rows import DIM, ENCODERS, HOSTILE, make_rows
 
@@ -160,3 +161,16 @@ def test_an_approximate_index_is_used_ranks_exactly_and_is_taken_away(store: Cli
     store.optimize("float32", "none", 0)
     assert store.layout == Layout()
     assert store.nearest(QUERY, "video-audio", 1)[0].id == added[0].id
+
+
+def test_what_another_process_left_unloaded_and_without_an_index_is_repaired(tmp_path: Path) -> None:
+    address = str(tmp_path / "clips.db")
+    store = Location(address).open(ENCODERS, DIM)
+    store.replace(["/a"], make_rows("/a", range(5)))
+    expected = store.nearest(QUERY, "audio", 5)
+    client, clips = connect(address)
+    for collection, field in ((clips, "vector_audio"), (f"{clips}_notes", "nothing")):
+        client.release_collection(collection)
+        client.drop_index(collection, index_name=f"{field}_idx")
+    again = Location(address).open(ENCODERS, DIM)
+    assert (len(again), list(again.files()), again.nearest(QUERY, "audio", 5)) == (5, ["/a"], expected)
