@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from eao.data.text_rows import csv_rows, json_rows
 from eao.errors import DataError
 
 REQUIRED = ("id", "caption")
@@ -37,7 +36,8 @@ def read_captions(path: str | Path, split: str | None = None) -> list[Caption]:
             malformed CSV or JSON, or a split that does not occur.
     """
     path = Path(path)
-    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".ndjson": _json_rows, ".json": _json_rows}
+    from_json = partial(json_rows, example='{"id": "a", "caption": "a dog"}')
+    readers = {".csv": csv_rows, ".jsonl": from_json, ".ndjson": from_json, ".json": from_json}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: captions must be a .csv or .jsonl file, not {path.suffix or 'without a suffix'}")
@@ -57,38 +57,6 @@ def read_captions(path: str | Path, split: str | None = None) -> list[Caption]:
         known = ", ".join(sorted({str(c.columns["split"]) for c in captions}))
         raise DataError(f"{path} holds no captions of the split {split!r}", f"it has: {known}")
     return chosen
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # utf-8-sig, since spreadsheets put a byte order mark in front, which would become part of the first column's name.
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, strict=True)
-        try:
-            for row in rows:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path} line {rows.line_num}: not as many values as the header has columns",
-                        'put a caption that holds a comma in quotes: "a dog, barking"',
-                    )
-                yield rows.line_num, row
-        except csv.Error as error:
-            raise DataError(f"{path} line {rows.reader.line_num}: malformed CSV: {error}") from None
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                columns = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path} line {number}: malformed JSON: {error}", "one object per line") from None
-            if not isinstance(columns, dict):
-                raise DataError(
-                    f"{path} line {number}: not a JSON object", 'for example {"id": "a", "caption": "a dog"}'
-                )
-            yield number, columns
 
 
 def _caption(path: Path, line: int, columns: dict[str, Any]) -> Caption:

@@ -7,8 +7,6 @@ relative to the list's folder.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -16,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eao.data.text_rows import csv_rows, json_rows
 from eao.errors import DataError
 from eao.features.ids import check_id
 
 SUFFIXES = frozenset({".csv", ".txt", ".jsonl", ".ndjson"})
 SOURCES = ("path", "url")
-
-_MAX_LINE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,7 @@ def read_list(path: Path) -> list[Listed]:
         DataError: naming file and line, for malformed CSV or JSON, a missing column, an id that leaves the output
             folder, times that are none, or an empty list.
     """
-    readers = {".csv": _csv_rows, ".txt": _text_rows}
-    read = readers.get(path.suffix.lower(), _json_rows)
+    read = _text_rows if path.suffix.lower() == ".txt" else _table_rows
     try:
         listed = [_listed(path, f"{path} line {line}", columns) for line, columns in read(path)]
     except (OSError, UnicodeDecodeError) as error:
@@ -98,38 +94,11 @@ def _text_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, {"path": text}
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # utf-8-sig, since spreadsheets put a byte order mark in front, which would become part of the first column's name.
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, strict=True)
-        try:
-            if not set(SOURCES) & set(rows.fieldnames or ()):
-                raise DataError(
-                    f"{path} has no column path or url", f"there is: {', '.join(rows.fieldnames or ()) or 'nothing'}"
-                )
-            for row in rows:
-                if None in row or None in row.values():
-                    raise DataError(
-                        f"{path} line {rows.line_num}: not as many values as the header has columns",
-                        'put a value that holds a comma in quotes: "a dog, barking"',
-                    )
-                yield rows.line_num, {name: value for name, value in row.items() if value != ""}
-        except csv.Error as error:
-            raise DataError(f"{path} line {rows.reader.line_num}: malformed CSV: {error}") from None
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                columns = json.loads(line) if len(line) <= _MAX_LINE else None
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path} line {number}: malformed JSON: {error}", "one object per line") from None
-            if not isinstance(columns, dict):
-                raise DataError(f"{path} line {number}: not a JSON object", 'for example {"path": "a.mp4"}')
-            yield number, {name: value for name, value in columns.items() if value is not None}
+def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows without the columns that they leave empty."""
+    is_csv = path.suffix.lower() == ".csv"
+    for line, row in csv_rows(path, SOURCES) if is_csv else json_rows(path, '{"path": "a.mp4"}'):
+        yield line, {name: value for name, value in row.items() if value not in (None, "")}
 
 
 def _listed(path: Path, where: str, columns: dict[str, Any]) -> Listed:

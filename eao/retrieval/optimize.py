@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from eao.data.text_rows import csv_rows
 from eao.errors import ConfigError, DataError
 from eao.retrieval.clips import ClipStore, Floats
 from eao.retrieval.search import search_store
@@ -99,13 +99,12 @@ def read_captions(path: str | Path) -> Captions:
     """
     path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = [row for _, row in csv_rows(path)]
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the captions {path}: {error}", "give a CSV file in UTF-8") from None
     if not rows or not {"file", "caption"} <= rows[0].keys():
         raise DataError(f"{path} has no columns `file` and `caption`", "name them in its first line")
-    named = [(row["caption"] or "", row["file"] or "") for row in rows]
+    named = [(row["caption"], row["file"]) for row in rows]
     return Captions([text for text, _ in named], [os.path.abspath(path.parent / file) for _, file in named])
 
 
@@ -133,16 +132,15 @@ def optimize_store(
     if choice not in get_args(Choice):
         raise ConfigError(f"vectors cannot be kept as {choice!r}", f"choose of {', '.join(get_args(Choice))}")
     encoder = store.encoders[0]
-    measured = captions is not None and embed is not None
+    files = None
     if captions is not None and embed is not None:
-        queries, shown = embed(captions.texts), f"{len(captions.texts)} captions"
+        queries, shown, files = embed(captions.texts), f"{len(captions.texts)} captions", captions.files
     else:
         # Vectors that are in the index, but not among those they are compared with: as near as a query in words is not.
         source = next((e for e in store.encoders[1:] if e != "audio"), encoder)
         queries = store.sample(source, QUERIES, seed=1)
         shown = f"{len(queries)} {source} vectors of the index"
     truth = exact_nearest(store, encoder, queries, TOP)
-    files = captions.files if captions is not None and measured else None
     layout = store.layout
     before = measure_store(store, encoder, queries, truth, files)
     begin = time.perf_counter()
