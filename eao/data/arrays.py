@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from eao.errors import DataError
 Array: TypeAlias = NDArray[Any]
 
 AUDIO_BANDS = 40
+T = TypeVar("T")
+_ATTEMPTS = 10
 EXTRACT_AGAIN = "extract this clip again with `eao extract`"
 
 
@@ -26,17 +29,32 @@ def load_array(path: Path, key: str | None, hint: str) -> Array:
     try:
         if key is None:
             with path.open("rb") as file:
-                return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+                return np.asarray(read_npy(np.lib.format.read_array, file, allow_pickle=False))
         with zipfile.ZipFile(path) as archive:
             if f"{key}.npy" not in archive.namelist():
                 raise DataError(f"{path} has no array named {key!r}", hint)
             with archive.open(f"{key}.npy") as member:
-                return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+                return np.asarray(read_npy(np.lib.format.read_array, member, allow_pickle=False))
     except DataError:
         raise
     except Exception as error:  # numpy reads the header of an array as Python, which fails in a dozen different ways
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"cannot read features from {path}: {reason}", hint) from None
+
+
+def read_npy(reader: Callable[..., T], file: IO[bytes], **options: Any) -> T:
+    """What one of numpy's readers of `.npy` gives for an open file, also while other threads read.
+
+    The header is an expression of Python. CPython 3.11 counts the depth of what it parses in one place for the whole
+    interpreter, and gives a SystemError to a thread that finds the count of another: nothing is wrong with the file then.
+    """
+    start = file.tell()
+    for _ in range(_ATTEMPTS):
+        try:
+            return reader(file, **options)
+        except SystemError:
+            file.seek(start)
+    return reader(file, **options)
 
 
 def check_rows(array: Any, name: str, hint: str) -> Array:

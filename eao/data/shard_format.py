@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import pydantic
 
-from eao.data.arrays import AUDIO_BANDS, Array
+from eao.data.arrays import AUDIO_BANDS, Array, read_npy
 from eao.data.record import Record
 from eao.data.storage import Storage
 from eao.errors import DataError
@@ -226,7 +226,9 @@ def _array(content: memoryview, stream: str, name: str, widths: dict[str, int]) 
     try:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("another version of numpy's format")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=BLOCK)
+        shape, fortran, dtype = read_npy(
+            np.lib.format.read_array_header_1_0, file, max_header_size=BLOCK
+        )
         if dtype.kind != "f" or len(shape) != 2:
             raise ValueError(f"{dtype}{shape} is no array of floats with two axes")
         if len(content) - file.tell() != dtype.itemsize * shape[0] * shape[1]:

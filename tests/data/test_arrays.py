@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from eao.data.arrays import check_rows, check_spectrogram, load_array
+from eao.data.arrays import check_rows, check_spectrogram, load_array, read_npy
 from eao.errors import DataError
 
 ROWS = np.arange(6, dtype=np.float16).reshape(3, 2)
@@ -98,3 +98,25 @@ def test_a_spectrogram_has_forty_bands():
     assert check_spectrogram(np.zeros((40, 0)), "the sound", "hint").shape == (40, 0)
     with pytest.raises(DataError, match=r"the sound is float16\(3, 2\), not a float array \(40, frames\)"):
         check_spectrogram(ROWS, "the sound", "hint")
+
+
+@pytest.mark.parametrize("failures", [1, 5])
+def test_a_parser_that_another_thread_disturbed_is_tried_again(failures):
+    file = io.BytesIO(as_npy(ROWS))
+    waiting = [SystemError("AST constructor recursion depth mismatch")] * failures
+
+    def reader(stream, **options):
+        array = np.lib.format.read_array(stream, **options)
+        if waiting:
+            raise waiting.pop()
+        return array
+
+    np.testing.assert_array_equal(read_npy(reader, file, allow_pickle=False), ROWS)
+
+
+def test_a_parser_that_never_works_is_not_tried_without_end():
+    def reader(stream):
+        raise SystemError("broken")
+
+    with pytest.raises(SystemError, match="broken"):
+        read_npy(reader, io.BytesIO())
