@@ -23,6 +23,33 @@ FIRST_PAUSE = 0.5
 """Seconds before the second attempt; each later pause is twice as long."""
 
 
+def open_filesystem(url: str, name: str, extra: str, **options: Any) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and what it calls the place.
+
+    Args:
+        url: of a file or folder.
+        name: how messages call it.
+        extra: of eao that brings fsspec.
+        options: of the file system.
+
+    Raises:
+        MissingDependencyError: fsspec, or the package for this protocol, is not installed.
+        ValueError: a protocol that fsspec does not know.
+    """
+    try:
+        import fsspec
+    except ImportError:
+        raise missing_dependency("fsspec", extra, "reading and writing URLs") from None
+    try:
+        fs, place = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"access to {name} needs a package that is not installed: {error}",
+            f"install it with pip; s3:// comes with 'eao[{extra}]'",
+        ) from None
+    return fs, str(place)
+
+
 class Storage:
     """A folder, given as a path or as a URL that fsspec knows (`s3://`, `gs://`, `file://`, `memory://`).
 
@@ -139,19 +166,10 @@ class Storage:
     def _connect(self) -> tuple[Any, str]:
         """The file system and the folder's name in it; fsspec keeps one connection for each process."""
         try:
-            import fsspec
-        except ImportError:
-            raise missing_dependency("fsspec", "shards", "reading and writing URLs") from None
-        try:
-            fs, root = fsspec.core.url_to_fs(self.url)
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"access to {self.url} needs a package that is not installed: {error}",
-                "install it with pip; s3:// comes with 'eao[shards]'",
-            ) from None
+            fs, root = open_filesystem(self.url, self.url, "shards")
         except ValueError as error:
             raise DataError(f"cannot use {self.url}: {error}", "a folder, or a URL such as s3://bucket/name") from None
-        return fs, str(root).rstrip("/")
+        return fs, root.rstrip("/")
 
     def _remote(self, action: Callable[[Any, str], T], file: str) -> T:
         fs, root = self._connect()

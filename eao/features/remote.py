@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from eao.errors import EaoError, MediaError, MediaKind, MissingDependencyError, missing_dependency
+from eao.data.storage import open_filesystem
+from eao.errors import EaoError, MediaError, MediaKind, missing_dependency
 from eao.features.compute import check_stop
 from eao.features.inputs import Source
 
@@ -163,10 +164,8 @@ def pause_before(attempt: int) -> float:
 
 def _connect(source: Source) -> tuple[Any, str, dict[str, Any]]:
     """The file system of a URL, the file's name in it, and how to open it."""
-    try:
-        import fsspec
-    except ImportError:
-        raise missing_dependency("fsspec", "remote", "downloading") from None
+    if "::" in source.location:
+        raise DownloadError(f"{source.name}: chains of file systems are not opened", "give a plain URL")
     is_http = source.location.startswith(("http://", "https://"))
     options: dict[str, Any] = {}
     if is_http:
@@ -177,15 +176,8 @@ def _connect(source: Source) -> tuple[Any, str, dict[str, Any]]:
         # The client's own limit is five minutes for a whole file.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_IDLE_SECONDS, sock_read=_IDLE_SECONDS)
         options["client_kwargs"] = {"timeout": timeout}
-    if "::" in source.location:
-        raise DownloadError(f"{source.name}: chains of file systems are not opened", "give a plain URL")
     try:
-        fs, place = fsspec.core.url_to_fs(source.location, **options)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"access to {source.name} needs a package that is not installed: {error}",
-            "install it with pip; s3:// comes with 'eao[remote]'",
-        ) from None
+        fs, place = open_filesystem(source.location, source.name, "remote", **options)
     except ValueError as error:
         raise DownloadError(f"{source.name} cannot be opened: {error}", "check the URL") from None
     # A stream from start to end needs no server that knows ranges. A size that is given saves a request by which the
