@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eao.backend import Backend, Floats, TorchBackend
 from eao.config import Config
-from eao.data.sampling import create_audio, create_video, crop_audio, video_rows
+from eao.data.sampling import create_audio, create_video
 from eao.errors import ConfigError, DataError
 from eao.evaluation.metrics import unit_norm
 from eao.model.batch import MODALITIES, Batch, encoder_modalities
@@ -253,14 +253,9 @@ class Embedder:
 
     def cut(self, features: ClipFeatures, start: float, end: float) -> ClipFeatures:
         """The features of a window of a file, in seconds."""
-        if start <= 0 and end >= features.duration - 1e-3:  # durations may be rounded to milliseconds
-            return features
-        streams = {}
-        for name in ("video_2d", "video_3d"):
-            rows, stream = getattr(features, name), getattr(self.config.features, name)
-            streams[name] = None if rows is None else rows[video_rows(start, end, stream.rate, accurate=True)]
-        audio = None if features.audio is None else crop_audio(features.audio, start, end)
-        return replace(features, **streams, audio=audio, duration=end - start)
+        from eao.features.segments import cut_features
+
+        return cut_features(features, self.config.features, start, end)
 
     def batch(
         self,

@@ -179,17 +179,13 @@ class FeatureExtractor:
         spectrogram = log_mel(reader.audio) if self.config.audio and reader.audio is not None else None
         return ClipFeatures(features.get("video_2d"), features.get("video_3d"), spectrogram, reader.duration)
 
-    def extract_audio(self, path: str | Path) -> NDArray[np.float32]:
-        """The spectrogram (40, T) of an audio file, or of the sound of a video file.
+    @staticmethod
+    def decode_sound(path: str | Path, open_clip: OpenClip = ClipReader) -> tuple[NDArray[np.float32], float]:
+        """The spectrogram (40, T) of the sound of an audio or video file, and its length in seconds.
 
         Raises:
             MediaError: if the file cannot be decoded or has no sound.
         """
-        return self.decode_sound(path)[0]
-
-    @staticmethod
-    def decode_sound(path: str | Path, open_clip: OpenClip = ClipReader) -> tuple[NDArray[np.float32], float]:
-        """The spectrogram (40, T) of a file's sound, and its length in seconds. Errors: as for `extract_audio`."""
         reader = open_clip(path, [])
         for _ in reader:
             pass

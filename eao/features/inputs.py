@@ -150,9 +150,7 @@ def _in_folder(folder: Path, suffixes: frozenset[str]) -> Iterator[Source]:
     if passed:
         logger.warning("%s: %d links to folders were not followed; give those folders as inputs", folder, passed)
     if not found:
-        raise DataError(
-            f"the folder {folder} holds no video", f"looked for files ending in {', '.join(sorted(suffixes))}"
-        )
+        raise DataError(f"the folder {folder} holds no video", _looked_for(suffixes))
 
 
 def _in_pattern(pattern: str, suffixes: frozenset[str]) -> Iterator[Source]:

@@ -199,7 +199,7 @@ def shot_edges(cuts: Sequence[float], duration: float, shortest: float, longest:
 
 
 def cut_features(features: ClipFeatures, config: FeaturesConfig, start: float, end: float) -> ClipFeatures:
-    """The part of a file's features from `start` to `end` seconds: the rows that the windows of an index would have.
+    """The part of a file's features from `start` to `end` seconds, as extraction and the windows of an index have it.
 
     A stream keeps at least one row, that which is shown at `start`.
     """

@@ -206,7 +206,7 @@ def test_an_id_of_another_source_is_refused_and_a_moved_source_is_not(
 
 def test_sound_alone(tmp_path: Path, write_sound: Callable[..., Path], extractor: FeatureExtractor) -> None:
     path = write_sound(tmp_path / "in.m4a")
-    assert extractor.extract_audio(path).shape[0] == 40
+    assert extractor.decode_sound(path)[0].shape[0] == 40
     config = FeaturesConfig(video_2d=None, video_3d=None)
     report = extract_folder([path], tmp_path / "out", config)
     assert report.extracted == ["in"]
