@@ -21,7 +21,7 @@ from eao.bench.docs import measured_on
 from eao.bench.hardware import Hardware, describe_hardware
 from eao.bench.latency import foreign_load
 from eao.retrieval.clips import Compression, FileState, Row
-from eao.retrieval.optimize import TOP
+from eao.retrieval.optimize import TOP, exact_nearest
 from eao.retrieval.search import search_store
 from eao.retrieval.table import ClipTable
 
@@ -131,7 +131,9 @@ def run(
     rows = []
     with tempfile.TemporaryDirectory(prefix="eao-bench-", dir=folder) as place, foreign_load() as others:
         store = ClipTable(place, [ENCODER], dim)
-        truth, seconds = _fill(store, source, vectors, asked)
+        seconds = _fill(store, source, vectors)
+        nearest = exact_nearest(store, ENCODER, asked, TOP)
+        truth = [{clip.partition("#")[0] for clip in clips} for clips in nearest]
         rows.append(_measure(store, asked, truth, seconds))
         for setting in _settings(reduce):
             begin = time.perf_counter()
@@ -161,32 +163,22 @@ def _settings(reduce: Sequence[int]) -> list[Setting]:
     return [*reduced, Setting("float32", "int8", 0), Setting("float32", "pq", 0), *half]
 
 
-def _fill(store: ClipTable, source: Clusters, count: int, queries: NDArray[np.float32]) -> tuple[list[set[str]], float]:
-    """Writes the clips. Gives the nearest ones of each query, and the seconds that writing took."""
+def _fill(store: ClipTable, source: Clusters, count: int) -> float:
+    """Writes the clips. Gives the seconds that this took."""
     seconds, number = 0.0, 0
-    scores, names = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
     for chunk in source.chunks(count):
-        numbers = np.arange(number, number + len(chunk))
-        scores = np.concatenate([scores, queries @ chunk.T], axis=1)
-        names = np.concatenate([names, np.broadcast_to(numbers, (len(queries), len(chunk)))], axis=1)
-        best = np.argsort(-scores, axis=1)[:, :TOP]
-        scores, names = np.take_along_axis(scores, best, 1), np.take_along_axis(names, best, 1)
         begin = time.perf_counter()
-        files = [_file(int(i)) for i in numbers]
+        files = [f"/videos/{number + i:09}.mp4" for i in range(len(chunk))]
         clips = [
-            Row(f"{file}#t=0", file, 0.0, 10.0, 10.0, FileState(1, int(i)), {ENCODER: x})
-            for i, file, x in zip(numbers, files, chunk, strict=True)
+            Row(f"{file}#t=0", file, 0.0, 10.0, 10.0, FileState(1, number + i), {ENCODER: x})
+            for i, (file, x) in enumerate(zip(files, chunk, strict=True))
         ]
         store.replace(files, clips)
         seconds += time.perf_counter() - begin
         number += len(chunk)
     begin = time.perf_counter()
     store.compact()
-    return [{_file(i) for i in row} for row in names], seconds + time.perf_counter() - begin
-
-
-def _file(number: int) -> str:
-    return f"/videos/{number:09}.mp4"
+    return seconds + time.perf_counter() - begin
 
 
 def _measure(store: ClipTable, queries: NDArray[np.float32], truth: list[set[str]], build_seconds: float) -> LayoutRow:

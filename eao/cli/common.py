@@ -45,10 +45,10 @@ def split_names(values: list[str] | None) -> list[str]:
     return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
 
 
-def split_overrides(arguments: list[str]) -> tuple[list[Path], list[str]]:
-    """Files and folders apart from key=value settings; a file whose name looks like a setting is a file."""
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Files, folders and URLs apart from key=value settings; a file whose name looks like a setting is a file."""
     overrides = [a for a in arguments if re.match(r"[a-z_0-9.]+=", a) and not Path(a).exists()]
-    return [Path(a) for a in arguments if a not in overrides], overrides
+    return [a for a in arguments if a not in overrides], overrides
 
 
 def say(message: str) -> None:

@@ -117,8 +117,7 @@ def extract(
     from eao.features.pipeline import Options
     from eao.features.segments import ClipRule
 
-    _, overrides = split_overrides(arguments)
-    inputs = [argument for argument in arguments if argument not in overrides]  # a URL is no path
+    inputs, overrides = split_overrides(arguments)
     of_model = load_model_config(model) if model is not None else None
     config = choose_settings(split_names(features), weights or (), of_model, overrides)
     options = Options(ClipRule.parse(clips), workers, retries, make_limits(max_duration, max_bytes))

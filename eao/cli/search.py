@@ -148,7 +148,7 @@ def _check_options(
 
 
 def _add(
-    inputs: list[Path],
+    inputs: list[str],
     overrides: list[str],
     model: Path | None,
     output: str,

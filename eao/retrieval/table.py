@@ -232,6 +232,8 @@ class ClipTable:
         check_enough(0 if table is None else int(table.count_rows()), compression if not reduce else "a projection")
         with self._writing():
             layout = _layout(table)
+            if precision == "float32" and layout.precision == "float16":
+                raise RetrievalError(f"{self.location} keeps its vectors in half precision", "build the index again")
             projection = layout.projection
             if not reduce:
                 projection = ""
@@ -248,8 +250,6 @@ class ClipTable:
                 projection=projection,
                 partitions=max(1, int(table.count_rows()) // _PARTITION[compression]),
             )
-            if wanted.precision == "float32" and layout.precision == "float16":
-                raise RetrievalError(f"{self.location} keeps its vectors in half precision", "build the index again")
             for index in table.list_indices():
                 table.drop_index(index.name)
             if wanted != layout:
