@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 from eao.embedder import Embedder
@@ -19,9 +21,6 @@ def test_the_notebook_runs(
     make_embedder: Callable[[int], Embedder],
     clips: Path,
 ) -> None:
-    pytest.importorskip("ipykernel")
-    nbformat = pytest.importorskip("nbformat")
-    nbclient = pytest.importorskip("nbclient")
     from eao.backend import TorchBackend
     from eao.checkpoint import save_native
 
@@ -39,6 +38,5 @@ def test_the_notebook_runs(
 
 
 def test_no_output_is_kept_in_the_notebook() -> None:
-    nbformat = pytest.importorskip("nbformat")
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
