@@ -186,8 +186,13 @@ def test_where_weights_lie_is_no_other_configuration_and_a_reader_needs_none(tmp
 
     with FeatureStore(tmp_path, config("/a/r.pth"), WINDOWS, {"video_2d": "0f"}).writing([]):
         pass
-    FeatureStore(tmp_path, config("/b/r.pth"), WINDOWS, {"video_2d": "0f"})
-    FeatureStore(tmp_path, config("/b/r.pth"))
+    moved = FeatureStore(tmp_path, config("/b/r.pth"), WINDOWS, {"video_2d": "0f"})
+    with moved.writing([]):
+        pass
+    noted = yaml.safe_load((tmp_path / "features.yaml").read_text())
+    assert (noted["weights"], noted["clips"]) == ({"video_2d": "0f"}, "windows:2")
+    assert "r.pth" not in (tmp_path / "features.yaml").read_text()
+    assert FeatureStore(tmp_path, config("/c/r.pth")).records == {}
 
 
 def test_a_folder_of_an_older_version_goes_on(tmp_path: Path) -> None:

@@ -76,8 +76,10 @@ def test_a_file_of_another_network_is_refused_by_the_tensor(
 def test_a_classifier_may_be_there_or_not() -> None:
     for extra in ({}, {"fc.weight": torch.zeros(2)}):
         weights = Weights(state() | extra, "", "")
-        weights.fold(nn.Conv2d(3, 4, 3), "conv", "bn")
+        convolution = nn.Conv2d(3, 4, 3)
+        weights.fold(convolution, "conv", "bn")
         weights.finish(unused=["fc."])
+        assert torch.equal(convolution.weight, fold(Weights(state(), "", "")).weight)
 
 
 class Harmful:
