@@ -46,7 +46,7 @@ def read_npy(reader: Callable[..., T], file: IO[bytes], **options: Any) -> T:
     """What one of numpy's readers of `.npy` gives for an open file, also while other threads read.
 
     The header is an expression of Python. CPython 3.11 counts the depth of what it parses in one place for the whole
-    interpreter, and gives a SystemError to a thread that finds the count of another: nothing is wrong with the file then.
+    interpreter, and gives a SystemError to a thread that finds the count of another, without fault of the file.
     """
     start = file.tell()
     for _ in range(_ATTEMPTS):

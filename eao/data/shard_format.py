@@ -226,9 +226,7 @@ def _array(content: memoryview, stream: str, name: str, widths: dict[str, int]) 
     try:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("another version of numpy's format")
-        shape, fortran, dtype = read_npy(
-            np.lib.format.read_array_header_1_0, file, max_header_size=BLOCK
-        )
+        shape, fortran, dtype = read_npy(np.lib.format.read_array_header_1_0, file, max_header_size=BLOCK)
         if dtype.kind != "f" or len(shape) != 2:
             raise ValueError(f"{dtype}{shape} is no array of floats with two axes")
         if len(content) - file.tell() != dtype.itemsize * shape[0] * shape[1]:
