@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ def read_captions(path: str | Path, split: str | None = None) -> list[Caption]:
     """
     path = Path(path)
     from_json = partial(json_rows, example='{"id": "a", "caption": "a dog"}')
+    readers: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]]
     readers = {".csv": csv_rows, ".jsonl": from_json, ".ndjson": from_json, ".json": from_json}
     reader = readers.get(path.suffix.lower())
     if reader is None:
