@@ -58,7 +58,7 @@ $(RUN): $(BIN)/pip
 
 $(DEV): $(RUN)
 	@echo "installing the development tools into $(VENV)"
-	$(PIP) install --no-compile -c constraints.txt -e '.[cpu,demo,index,openvino,trt-rtx,tracking,dev]'
+	$(PIP) install --no-compile -c constraints.txt -e '.[cpu,demo,index,openvino,serve,triton-client,trt-rtx,tracking,dev]'
 	@rm -f $(VENV)/.eao-dev-* && touch $@
 
 # pip is the last thing that venv installs: an interrupted one is begun anew.
