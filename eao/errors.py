@@ -87,6 +87,10 @@ class RetrievalError(EaoError):
     """An index is missing, damaged, or does not fit the model."""
 
 
+class ServingError(EaoError):
+    """A server cannot be started or reached, or does not have what is asked of it."""
+
+
 class MissingDependencyError(EaoError):
     """An optional package is not installed."""
 
