@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from eao.config import Config
 from eao.evaluation.metrics import unit_norm
 from eao.model.batch import Batch
 from eao.model.weights import hash_weights
+
+if TYPE_CHECKING:
+    from eao.features.extractor import ClipFeatures
 
 # B rows, E embedding
 
@@ -37,6 +40,16 @@ class Backend(Protocol):
 
     def check_text(self) -> None:
         """Refuse files of the text encoder that came with the model and were changed since."""
+
+
+@runtime_checkable
+class SentenceBackend(Protocol):
+    """A backend that takes sentences as they are, such as a server that holds the text encoder."""
+
+    def encode_sentences(
+        self, sentences: Sequence[str], clips: Sequence[ClipFeatures] | None, encoder: str
+    ) -> Floats | None:
+        """(B, E) float32, unit norm, of sentences alone or each with a clip; None if it wants tensors after all."""
 
 
 class TorchBackend:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eao.backend import Backend, Floats, TorchBackend
+from eao.backend import Backend, Floats, SentenceBackend, TorchBackend
 from eao.config import Config
 from eao.data.sampling import create_audio, create_video
 from eao.errors import ConfigError, DataError
@@ -189,7 +189,7 @@ class Embedder:
             if videos is not None or audios is not None:
                 clips = self._read(videos and videos[chunk], audios and audios[chunk])
             words = None if sentences is None else [str(s) for s in sentences[chunk]]
-            parts.append(self.backend.encode(self.batch(words, clips, encoder), encoder))
+            parts.append(self._encode(words, clips, encoder))
         return unit_norm(np.concatenate(parts))
 
     def embed_features(
@@ -293,6 +293,13 @@ class Embedder:
             batch.audio_mask = torch.from_numpy(np.stack([mask for _, mask, _ in sounds]))
             batch.audio_frames = torch.tensor([frames for _, _, frames in sounds])
         return batch
+
+    def _encode(self, words: Sequence[str] | None, clips: Sequence[ClipFeatures] | None, encoder: str) -> Floats:
+        if words is not None and isinstance(self.backend, SentenceBackend):
+            rows = self.backend.encode_sentences(words, clips, encoder)
+            if rows is not None:
+                return rows
+        return self.backend.encode(self.batch(words, clips, encoder), encoder)
 
     def _read(self, videos: Sequence[str | Path] | None, audios: Sequence[str | Path] | None) -> list[ClipFeatures]:
         """The features of each row, from its files."""

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from eao.cli.common import Device, DryRun, Json, ModelPath, Overrides, app, split_names, split_overrides
+from eao.cli.common import (
+    Device,
+    DryRun,
+    Json,
+    ModelPath,
+    Overrides,
+    Server,
+    app,
+    choose_source,
+    open_model,
+    split_names,
+    split_overrides,
+)
 from eao.console import err, print_json, print_report, progress
 from eao.errors import ConfigError
 
@@ -138,7 +150,8 @@ def extract(
 
 @app.command()
 def embed(
-    model: ModelPath,
+    model: ModelPath = None,
+    server: Server = None,
     overrides: Overrides = None,
     text: Annotated[list[str] | None, typer.Option(help="A sentence; may be given again.")] = None,
     video: Annotated[list[str] | None, typer.Option(help="A video file, for what is seen.")] = None,
@@ -149,9 +162,10 @@ def embed(
     device: Device = None,
 ) -> None:
     """Unit-norm embeddings of sentences, videos or sounds, or of rows that combine them. JSON unless --out is given."""
-    from eao.api import load
-
-    embedder = load(model, device=device, overrides=overrides or [])
+    source = choose_source(model, server)
+    if source is None:
+        raise typer.BadParameter("no model is named: give --model or --encoder")
+    embedder = open_model(source, device, overrides)
     rows = embedder.embed(text=text, video=video, audio=audio)
     if output is None:
         print_json(rows.tolist())

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eao.cli.common import Device, DryRun, Json, Overrides, app, split_overrides
+from eao.cli.common import (
+    Device,
+    DryRun,
+    Json,
+    Overrides,
+    Server,
+    app,
+    choose_source,
+    is_server,
+    open_model,
+    split_overrides,
+)
 from eao.console import print_json, print_report, print_table, progress
 
 if TYPE_CHECKING:
@@ -40,6 +51,7 @@ def index(
         ),
     ] = None,
     model: Model = None,
+    server: Server = None,
     output: Annotated[str, typer.Option("--out", "-o", help=f"The index. {_ADDRESS}")] = "index",
     remove: Annotated[
         list[str] | None, typer.Option("--remove", metavar="FILE|ID", help="Remove a file or a clip; may be repeated.")
@@ -64,10 +76,11 @@ def index(
     """Index videos, so that `eao search` finds them by what is seen and heard; or change an index that is there."""
     inputs, overrides = split_overrides(arguments or [])
     _check_options(bool(inputs), remove, optimize, reduce, captions, compact, stats)
+    source = choose_source(model, server)
     if inputs:
-        _add(inputs, overrides, model, output, device, dry_run, as_json)
+        _add(inputs, overrides, source, output, device, dry_run, as_json)
         return
-    opened = _open(output, model, device, overrides)
+    opened = _open(output, source, device, overrides, embeds=captions is not None)
     if stats:
         print_report(f"index {output}", opened.stats(), as_json)
     elif dry_run:
@@ -93,6 +106,7 @@ def search(
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Default: the model the index was made with.")
     ] = None,
+    server: Server = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many files.")] = 10,
     by: Annotated[str | None, typer.Option(help="Compare with video-audio (default), video or audio.")] = None,
     video: Annotated[Path | None, typer.Option(help="Find clips like this video; with words, like both.")] = None,
@@ -111,7 +125,7 @@ def search(
     from eao.retrieval.clips import Filter
 
     where = Filter(folder, min_duration, max_duration, after, before)
-    opened = _open(index_path, model, device, overrides or [])
+    opened = _open(index_path, choose_source(model, server), device, overrides or [])
     hits = opened.search(
         query or None, video=video, audio=audio, k=k, encoder=by, where=where, exact=exact, explain=explain
     )
@@ -150,13 +164,12 @@ def _check_options(
 def _add(
     inputs: list[str],
     overrides: list[str],
-    model: Path | None,
+    model: str | Path | None,
     output: str,
     device: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    from eao.api import load
     from eao.features.inputs import find_videos
     from eao.retrieval.index import Index
     from eao.retrieval.location import Location
@@ -169,24 +182,26 @@ def _add(
         counts = {"files": len(files), "folders of features": len(features), "model": chosen}
         print_report("would index", counts, as_json)
         return
-    embedder = load(chosen, device=device, overrides=overrides)
+    embedder = open_model(chosen, device, overrides)
     with progress("indexing", not as_json) as callback:
         report = Index(output, embedder).add(inputs, progress=callback)
     print_report("index", report, as_json)
 
 
-def _open(address: str, model: Path | None, device: str | None, overrides: list[str]) -> Index:
-    """An index that is there; it loads its own model when it needs it, unless something is said about the model."""
+def _open(
+    address: str, model: str | Path | None, device: str | None, overrides: list[str], embeds: bool = True
+) -> Index:
+    """An index that is there; it loads its own model when it needs it, unless something is said about the model or it
+    is a server's, which is asked only if something is to be embedded."""
     from eao.retrieval.index import Index
     from eao.retrieval.location import Location
     from eao.retrieval.metadata import choose_model
 
     metadata = Location(address).read()
-    if metadata is None or (model is None and device is None and not overrides):
+    silent = model is None and device is None and not overrides
+    if metadata is None or (silent and not (embeds and is_server(metadata.model))):
         return Index(address)
-    from eao.api import load
-
-    return Index(address, load(choose_model(model, metadata), device=device, overrides=overrides))
+    return Index(address, open_model(choose_model(model, metadata), device, overrides))
 
 
 def _as_indexed(name: str) -> str:

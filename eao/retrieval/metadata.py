@@ -25,7 +25,7 @@ class Metadata(pydantic.BaseModel):
 
     format: int
     model: str
-    """Where the model was loaded from, absolute; empty if it was made in memory."""
+    """Where the model was loaded from, absolute, or a server's address; empty if it was made in memory."""
     model_hash: str
     embedding_dim: pydantic.PositiveInt
     encoders: tuple[str, ...]
@@ -66,12 +66,17 @@ def describe(embedder: Embedder) -> Metadata:
         )
     return Metadata(
         format=FORMAT,
-        model=str(Path(embedder.source).absolute()) if embedder.source else "",
+        model=_full_source(embedder.source),
         model_hash=embedder.model_hash,
         embedding_dim=embedder.embedding_dim,
         encoders=encoders,
         config=embedder.config,
     )
+
+
+def _full_source(source: str) -> str:
+    """Absolute, unless the model is a server's, or was made in memory."""
+    return source if "://" in source or not source else str(Path(source).absolute())
 
 
 def parse_metadata(text: str, name: str) -> Metadata:
