@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -83,6 +84,27 @@ class _Way(NamedTuple):
     file_bytes: int
 
 
+class Remote(Protocol):
+    """Encoders that run elsewhere, such as `eao.serve.client.TritonBackend`."""
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """What it offers."""
+
+    def run(self, encoder: str, feeds: Mapping[str, NDArray]) -> NDArray[np.float32]:
+        """Embeddings (B, E) of arrays by the names of an encoder's inputs."""
+
+
+class _RemoteSession(NamedTuple):
+    """One encoder of a server, as a session."""
+
+    remote: Remote
+    encoder: str
+
+    def run(self, feeds: Mapping[str, NDArray]) -> NDArray[np.float32]:
+        return self.remote.run(self.encoder, feeds)
+
+
 @runtime_checkable
 class _Timed(Protocol):
     """A session on a device that tells copies apart, as `TensorRTSession`."""
@@ -102,6 +124,7 @@ def bench_bundle(
     video_tokens: int = 48,
     audio_frames: int = 1024,
     progress: Progress | None = None,
+    servers: Mapping[str, Remote] | None = None,
 ) -> BenchReport:
     """Measure the engines of a bundle that run on this machine, in turns with the PyTorch model where one is given.
 
@@ -116,6 +139,7 @@ def bench_bundle(
         options: batches, lengths and time.
         text_tokens, video_tokens, audio_frames: sizes of the longest clip.
         progress: called with a line before each measurement.
+        servers: by name, what serves the same encoders, to be measured beside the engines.
 
     Raises:
         ConfigError: an encoder the bundle does not have, or sizes that are none.
@@ -161,6 +185,11 @@ def bench_bundle(
                         layers=entry.layers,
                     )
                 )
+            ways += [
+                _Way(name, _RemoteSession(remote, encoder), ways[0].file_bytes)
+                for name, remote in (servers or {}).items()
+                if ways and encoder in remote.encoders
+            ]
             for point in points if ways else ():
                 say(f"{encoder}, batch {point.sizes[BATCH]}, length {point.length:g}")
                 entries.append(_measure(model, bundle, encoder, ways, point, options))

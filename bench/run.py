@@ -13,7 +13,7 @@ from rich.markdown import Markdown
 from eao.backend import TorchBackend
 from eao.bench.changes import compare_reports
 from eao.bench.docs import update_section
-from eao.bench.matrix import Options, bench_bundle, choose_engines
+from eao.bench.matrix import Options, Remote, bench_bundle, choose_engines
 from eao.bench.recommend import Limits, describe, recommend_engines
 from eao.bench.report import BenchReport
 from eao.console import err, out, print_table
@@ -54,6 +54,7 @@ SUITES: dict[str, Suite] = {
     "index": Suite("index", "The search index"),
     "loader": Suite("loader", "Reading training data"),
     "loss": Suite("loss", "The loss and retrieval without the matrix of similarities"),
+    "serve": Suite("load", "Serving under load"),
 }
 
 
@@ -105,6 +106,7 @@ def run_benchmark(
     docs: str | Path | None = None,
     dry_run: bool = False,
     quiet: bool = False,
+    server: Embedder | None = None,
 ) -> dict[str, Any]:
     """Measure a bundle at the sizes its model was trained on.
 
@@ -118,6 +120,7 @@ def run_benchmark(
         output: JSON file for the full report.
         html: file for one page with plots.
         docs: folder whose `performance.md` gets these latency tables, and `parity.md` the parity report of the bundle.
+        server: `eao.serve.client.connect(...)`, to be measured beside the engines.
 
     Returns:
         the report as JSON values, with `rows` for a short table.
@@ -135,6 +138,7 @@ def run_benchmark(
     if html is not None:
         require_matplotlib()
     torch_model = _its_model(engines, model)
+    servers = _its_server(engines, server)
     chosen = list(encoders or engines.encoders)
     if dry_run:
         return _describe(bundle, engines.source, chosen, runtimes, precisions, options, quiet)
@@ -152,6 +156,7 @@ def run_benchmark(
             video_tokens=data.video_tokens,
             audio_frames=data.audio_frames,
             progress=shown.update if shown is not None else None,
+            servers=servers,
         )
     if output is not None:
         report.save(output)
@@ -253,6 +258,17 @@ def _its_model(engines: Embedder, model: Embedder | None) -> Model | None:
             f"{engines.source} was made from other weights than {model.source}", "compare an engine with its own model"
         )
     return model.backend.model  # type: ignore[return-value]
+
+
+def _its_server(engines: Embedder, server: Embedder | None) -> dict[str, Remote]:
+    """The server by its address, after a check that it serves the same weights."""
+    if server is None:
+        return {}
+    if server.model_hash != engines.model_hash:
+        raise ConfigError(
+            f"{server.source} serves other weights than {engines.source}", "write its repository from this bundle"
+        )
+    return {server.source: server.backend}  # type: ignore[dict-item]
 
 
 def _describe(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eao.cli.common import Device, DryRun, Json, Overrides, app, split_names
+from eao.cli.common import Device, DryRun, Json, Overrides, app, is_server, open_model, split_names
 from eao.console import print_json
 
 
@@ -158,7 +158,7 @@ def bench(
         str,
         typer.Argument(
             help="A bundle; or compare A.json B.json; or "
-            "engines, attention, extract, forward, gradcache, index, loader, loss."
+            "engines, attention, extract, forward, gradcache, index, loader, loss, serve."
         ),
     ],
     overrides: Overrides = None,
@@ -167,7 +167,10 @@ def bench(
     ] = None,
     engine: Annotated[list[str] | None, typer.Option(help="onnx, openvino, trt, trt-rtx; default: all.")] = None,
     precision: Annotated[list[str] | None, typer.Option(help="fp32, int8, ...; default: all of the bundle.")] = None,
-    encoder: Annotated[list[str] | None, typer.Option(help="text, video-audio, ...; default: all.")] = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(help="text, video-audio, ...; default: all. triton://host:port: measure this server, too."),
+    ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; default 1 and 8.")] = None,
     length: Annotated[
         list[float] | None, typer.Option(help="Lengths as shares of the longest clip; default 1, the longest.")
@@ -181,6 +184,9 @@ def bench(
     deadline: Annotated[str | None, typer.Option(help="With --rate: tell what share took longer, as 20ms.")] = None,
     vectors: Annotated[int | None, typer.Option(min=1000, help="Of `index`: clips; default 100,000.")] = None,
     dim: Annotated[int | None, typer.Option(min=16, help="Of `index`: width of a vector; default 6144.")] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Of `serve`: what is searched; default runs/demo/index. --model is its bundle.")
+    ] = None,
     device: Device = None,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report as JSON here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write one page with plots here.")] = None,
@@ -192,8 +198,8 @@ def bench(
 
     Instead of a bundle, the name of a benchmark that needs none: `engines` (at the paper's size), `forward` (the
     packed model), `attention`, `loss`, `gradcache` (training steps in chunks), `loader` (raw features and shards),
-    `extract` (videos to features, beside plain loops) or `index` (disk, build time, latency and recall of every way to
-    keep vectors).
+    `extract` (videos to features, beside plain loops), `index` (disk, build time, latency and recall of every way to
+    keep vectors) or `serve` (Triton Inference Server and `eao serve` under load, with a bundle and its index).
     `compare A.json B.json` tells which times of two reports differ by more than the noise.
     """
     from eao.bench.run import SUITES, run_benchmark, run_comparison, run_suite
@@ -212,22 +218,24 @@ def bench(
         "--dry-run": dry_run,
     }
     named = {"--encoder": encoder, "--engine": engine, "--precision": precision}
-    of_the_index = {"--vectors": vectors, "--dim": dim}
-    choices = {"encoders": split_names(encoder), "engines": split_names(engine), "precisions": split_names(precision)}
+    of_suites = {"--vectors": vectors, "--dim": dim, "--index": index}
+    servers = [name for name in split_names(encoder) if is_server(name)]
+    encoders = [name for name in split_names(encoder) if name not in servers]
+    choices = {"encoders": encoders, "engines": split_names(engine), "precisions": split_names(precision)}
     if target == "compare" and not Path(target).exists():
-        _refuse(target, of_a_bundle | named | of_the_index | {"--out": output, "--docs": docs})
+        _refuse(target, of_a_bundle | named | of_suites | {"--out": output, "--docs": docs})
         if len(overrides or []) != 2:
             raise typer.BadParameter("compare takes two reports: eao bench compare A.json B.json")
         before, after = overrides or []
         values = run_comparison(before, after, quiet=as_json)
     elif target in SUITES and not Path(target).exists():
-        _refuse(target, of_a_bundle if target == "engines" else of_a_bundle | named)
-        if target != "index":
-            _refuse(target, of_the_index)
-        given = {what: value for what, value in {**choices, "vectors": vectors, "dim": dim}.items() if value}
+        options = of_a_bundle | named | of_suites
+        _refuse(target, {name: value for name, value in options.items() if name not in _TAKES.get(target, ())})
+        given = {**choices, "vectors": vectors, "dim": dim, "bundle": model, "index": index, "seconds": seconds}
+        given = {what: value for what, value in given.items() if value}
         values = run_suite(target, output, docs, quiet=as_json, **given)
     else:
-        _refuse(target, of_the_index)
+        _refuse(target, of_suites)
         from eao.api import choose_device, load
         from eao.bench.arrivals import parse_milliseconds, parse_rate
         from eao.bench.matrix import Options
@@ -253,9 +261,18 @@ def bench(
             docs=docs,
             dry_run=dry_run,
             quiet=as_json,
+            server=open_model(servers[-1]) if servers else None,
         )
     if as_json:
         print_json(values)
+
+
+_TAKES = {
+    "engines": ("--encoder", "--engine", "--precision"),
+    "index": ("--vectors", "--dim"),
+    "serve": ("--model", "--index", "--seconds"),
+}
+"""Options of benchmarks that need no bundle."""
 
 
 def _refuse(target: str, options: dict[str, Any]) -> None:
