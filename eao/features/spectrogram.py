@@ -74,14 +74,15 @@ def _mel_power(frames: NDArray[np.float32]) -> NDArray[np.float32]:
     """Mel power (40, T) of signal frames (T, 400)."""
     from scipy.fft import rfft
 
-    window, basis = _window_and_basis()
+    window, basis = window_and_basis()
     spectrum = rfft(frames * window, axis=1)  # (T, 201) complex64
     power = spectrum.real**2 + spectrum.imag**2
     return np.asarray(basis @ power.T, dtype=np.float32)
 
 
 @functools.cache
-def _window_and_basis() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def window_and_basis() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The window (400,) and the mel bands (40, 201), for whoever computes the spectrogram elsewhere."""
     # Here, since it takes a second to import.
     from librosa.filters import mel
     from scipy.signal.windows import hamming

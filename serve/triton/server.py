@@ -1,0 +1,217 @@
+"""The real Triton Inference Server on this machine: started, waited for, and stopped with nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from eao.errors import ServingError
+from eao.serve.triton.environment import BACKENDS, Environment, prepare
+
+HOST = "127.0.0.1"
+_SHARED_MEMORY = Path("/dev/shm")
+_EXIT_SECONDS = 30
+
+
+class Ports(NamedTuple):
+    """Where the server listens; 0 = a free port."""
+
+    http: int = 0
+    grpc: int = 0
+    metrics: int = 0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready.
+
+    Attributes:
+        http: host:port of the HTTP interface, as `tritonclient` takes it.
+        grpc: of gRPC.
+        metrics: of Prometheus' text format, at /metrics.
+        log: what it writes.
+        process: its process.
+    """
+
+    http: str
+    grpc: str
+    metrics: str
+    log: Path
+    process: subprocess.Popen[bytes] = field(repr=False)
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return self.process.pid
+
+    def wait(self) -> None:
+        """Wait for as long as it runs.
+
+        Raises:
+            ServingError: it has ended, which it does not on its own.
+        """
+        code = self.process.wait()
+        raise ServingError(f"Triton Inference Server ended with code {code}", _reason(self.log))
+
+
+@contextlib.contextmanager
+def running(
+    repository: str | Path,
+    ports: Ports | None = None,
+    environment: Environment | None = None,
+    timeout: float = 180.0,
+    log: str | Path | None = None,
+) -> Iterator[Server]:
+    """Run the server on a model repository, on the loopback interface only, until the block ends.
+
+    All models are loaded at the start; `load` and `unload` of Triton's model control work afterwards. Statistics are
+    kept, and the rate limiter is on.
+
+    Args:
+        repository: as `eao serve triton` writes it.
+        ports: by default free ones.
+        environment: from `eao.serve.triton.environment.prepare`; by default made or reused here.
+        timeout: seconds until every model has to be ready.
+        log: the file that the server's messages go to; by default a temporary one, gone afterwards.
+
+    Raises:
+        ServingError: a model does not load, with what the server said of it; or a port is taken.
+        MissingDependencyError: a library of the system is missing.
+
+    Example:
+        with running("triton") as server:
+            client = tritonclient.http.InferenceServerClient(server.http)
+    """
+    repository = Path(repository).absolute()
+    if environment is None:
+        environment = prepare(backends=backends_of(repository))
+    with contextlib.ExitStack() as stack:
+        if log is None:
+            folder = Path(tempfile.mkdtemp(prefix="eao-triton-"))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            log = folder / "server.log"
+        prefix = f"eao_triton_{uuid.uuid4().hex[:12]}_"
+        stack.callback(_clear_shared_memory, prefix)
+        chosen = _choose_ports(ports or Ports())
+        process = stack.enter_context(_process(environment, repository, chosen, prefix, Path(log)))
+        _wait(process, chosen, Path(log), time.monotonic() + timeout)
+        addresses = {name: f"{HOST}:{port}" for name, port in chosen._asdict().items()}
+        yield Server(**addresses, log=Path(log), process=process)
+
+
+def backends_of(repository: str | Path) -> set[str]:
+    """The backends that the models of a repository name, of those that are not in the server's wheel."""
+    found = set()
+    for path in sorted(Path(repository).glob("*/config.pbtxt")):
+        found |= set(re.findall(r'^backend: "(\w+)"', path.read_text(encoding="utf-8"), re.MULTILINE))
+    return found & set(BACKENDS)
+
+
+@contextlib.contextmanager
+def _process(
+    environment: Environment, repository: Path, ports: Ports, prefix: str, log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    command = [
+        str(environment.server),
+        f"--model-repository={repository}",
+        f"--backend-directory={environment.backends}",
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        "--disable-auto-complete-config",
+        "--rate-limit=execution_count",
+        f"--exit-timeout-secs={_EXIT_SECONDS}",
+        *(f"--{name}-address={HOST}" for name in ("http", "grpc", "metrics")),
+        *(f"--{name}-port={port}" for name, port in ports._asdict().items()),
+        # A crashed stub leaves its region behind; by this name it is found, and no other server's is touched.
+        *(f"--backend-config={name},shm-region-prefix-name={prefix}" for name in ("python", *BACKENDS)),
+    ]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as messages:
+        # In a session of its own, so that Ctrl-C reaches it once: through here.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=messages,
+            stderr=subprocess.STDOUT,
+            env=environment.variables(),
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Let the server finish what it has begun; after that, end it and its children."""
+    try:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_EXIT_SECONDS + 5)
+    finally:  # also when interrupted again
+        # The session has the stubs in it too, should one have outlived the server.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], ports: Ports, log: Path, deadline: float) -> None:
+    while True:
+        if process.poll() is not None:
+            raise ServingError("Triton Inference Server did not start", _reason(log))
+        with contextlib.suppress(OSError):
+            with urllib.request.urlopen(f"http://{HOST}:{ports.http}/v2/health/ready", timeout=2) as reply:
+                if reply.status == 200:
+                    return
+        if time.monotonic() > deadline:
+            raise ServingError("Triton Inference Server was not ready in time", _reason(log))
+        time.sleep(0.1)
+
+
+def _reason(log: Path) -> str:
+    """What the server's log says of a failure, in a few lines."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    # The table of models comes last: "| text | 1 | UNAVAILABLE: Internal: ... |".
+    states = [re.split(r"\s*\|\s*", line.strip().strip("|").strip()) for line in lines if "UNAVAILABLE:" in line]
+    failed = [f"{state[0]}: {state[-1].removeprefix('UNAVAILABLE: ')}" for state in states if len(state) == 3]
+    errors = [line.split("] ", 1)[-1].strip('"') for line in lines if re.match(r"E\d{4} |error:", line)]
+    return "\n     ".join((failed or errors or lines[-3:])[:6])
+
+
+def _choose_ports(ports: Ports) -> Ports:
+    """The ports with every 0 replaced by a free one; all sockets are open at once, so that no two get the same.
+
+    Raises:
+        ServingError: a port that was asked for is taken.
+    """
+    with contextlib.ExitStack() as stack:
+        chosen = []
+        for port in ports:
+            found = stack.enter_context(socket.socket())
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                found.bind((HOST, port))
+            except OSError:
+                raise ServingError(f"port {port} of {HOST} is taken", "name another, or 0 for a free one") from None
+            chosen.append(found.getsockname()[1])
+    return Ports(*chosen)
+
+
+def _clear_shared_memory(prefix: str) -> None:
+    for region in _SHARED_MEMORY.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
