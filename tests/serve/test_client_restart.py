@@ -1,0 +1,79 @@
+"""A client whose server goes away and comes back."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tritonclient")
+
+from eao.bench.processes import free_ports
+from eao.embedder import Embedder
+from eao.errors import ServingError
+from eao.serve.client import TritonClient
+from eao.serve.triton.repository import write_repository
+from eao.serve.triton.server import Ports, running
+
+PROTOCOLS = ("grpc", "http")
+
+
+@pytest.fixture(scope="module")
+def repository(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one encoder: it starts sooner."""
+    out: Path = tmp_path_factory.mktemp("restart") / "repository"
+    write_repository(bundle, out, encoders=["text"])
+    return out
+
+
+@pytest.mark.slow
+def test_a_server_that_was_gone_is_used_again(repository: Path, local: Embedder) -> None:
+    ports = Ports(*free_ports(3))
+    rng = np.random.default_rng(0)
+    given = {"text": rng.standard_normal((2, 5, 6), dtype=np.float32), "text_mask": np.ones((2, 5), bool)}
+    expected = local.backend.run("text", given)  # type: ignore[attr-defined]
+    patient: list[np.ndarray] = []
+    clients = {
+        (protocol, shared): TritonClient(f"triton+{protocol}://127.0.0.1:{port}", retries=1, shared_memory=shared)
+        for protocol, port in (("grpc", ports.grpc), ("http", ports.http))
+        for shared in (False, True)
+    }
+    waiting = TritonClient(f"triton://127.0.0.1:{ports.grpc}", retries=8)
+    with running(repository, ports):
+        for client in (*clients.values(), waiting):
+            np.testing.assert_allclose(client.embed("text", given), expected, atol=1e-5)
+    for client in clients.values():
+        with pytest.raises(ServingError, match="no Triton Inference Server answers"):
+            client.embed("text", given)
+    thread = threading.Thread(target=lambda: patient.append(waiting.embed("text", given)))
+    thread.start()  # asks while nobody is there
+    with running(repository, ports):
+        # Those with shared memory find that the server knows none of their regions any more.
+        for client in clients.values():
+            np.testing.assert_allclose(client.embed("text", given), expected, atol=1e-5)
+        thread.join(60)
+        np.testing.assert_allclose(patient[0], expected, atol=1e-5)
+    for client in (*clients.values(), waiting):
+        client.close()
+    assert not list(Path("/dev/shm").glob("eao-*"))
+
+
+@pytest.mark.slow
+def test_a_model_that_is_unloaded_is_named_and_found_again(repository: Path, local: Embedder) -> None:
+    from tritonclient.http import InferenceServerClient
+
+    given = {"text": np.ones((1, 5, 6), np.float32), "text_mask": np.ones((1, 5), bool)}
+    with running(repository) as server:
+        control = InferenceServerClient(server.http)
+        for protocol in PROTOCOLS:
+            with TritonClient(f"triton+{protocol}://{getattr(server, protocol)}", retries=1) as client:
+                client.embed("text", given)
+                control.unload_model("text", unload_dependents=False)
+                control.unload_model("embed-text")
+                with pytest.raises(ServingError, match="has no model 'text' that is ready"):
+                    client.embed("text", given)
+                control.load_model("text")
+                assert client.embed("text", given).shape == (1, local.embedding_dim)
+        control.close()
