@@ -35,6 +35,7 @@ function show(state) {
   if (!waiting && words.value.trim() !== (state.q ?? "")) words.value = state.q ?? "";
   showFilters(state);
   showExample(state);
+  if (!state.open) closePlayer();
   const wanted = JSON.stringify([query(state), state.example?.key]);
   if (wanted !== searched) search(state, wanted);
   else showOpened(state);
@@ -103,11 +104,17 @@ function showTrouble({ message, hint, status, retryAfter }) {
     text: hint,
     trouble: true,
     // What the user gave would be refused again.
-    onRetry: status >= 400 && retryAfter === null && status < 500 ? null : () => show(current()),
+    onRetry: status >= 400 && retryAfter === null && status < 500 ? null : tryAgain,
     seconds: retryAfter,
     onKey: status === 401 ? signIn : null,
   });
   say(`${message}. ${hint}`);
+}
+
+function tryAgain() {
+  if (!about) learn();
+  searched = "";
+  show(current());
 }
 
 async function signIn(key) {
@@ -118,13 +125,13 @@ async function signIn(key) {
     showTrouble(error);
     return;
   }
-  begin();
-  await learn();
-  show(current());
+  hideNotice();
+  tryAgain();
 }
 
 /** Nothing is looked for yet. */
 function begin() {
+  request?.abort();
   busy(false);
   clearResults();
   tools.hidden = true;
@@ -241,10 +248,16 @@ more.querySelector("button").addEventListener("click", () => commit({ k: String(
 onFilters((changes, as) => (as ? soon(changes, as) : commit(changes)));
 onFile(useFile, refuse);
 onRecording(useFile, refuse);
-onChoice({ open: (hit) => commit({ open: hit.clip }), like: likeThis });
+onChoice({
+  open: (hit) => {
+    stop();
+    commit({ open: hit.clip });
+  },
+  like: likeThis,
+});
 onPlayer({ close, like: likeThis });
 listen(show);
 
 show(current());
-words.focus();
+if (matchMedia("(hover: hover)").matches) words.focus(); // elsewhere a keyboard would cover the page
 learn();

@@ -45,7 +45,8 @@ export function offer({ folders, duration, modified, has_audio: hasAudio }) {
     form.elements.max_duration.title = `The longest file lasts ${clock(duration[1])}`;
   }
   if (modified) {
-    for (const name of ["after", "before"]) form.elements[name].min = modified[0].slice(0, 10);
+    const [first, last] = modified.map((time) => time.slice(0, 10));
+    for (const name of ["after", "before"]) form.elements[name].title = `Files were changed from ${first} to ${last}`;
   }
   balance.hidden = !hasAudio;
 }

@@ -20,8 +20,7 @@ export function onRecording(use, refuse) {
 export function cancelRecording() {
   if (!recording) return false;
   recording.recorder.onstop = null;
-  end();
-  button.focus();
+  finish();
   return true;
 }
 
@@ -71,11 +70,6 @@ function show(context, stream) {
 }
 
 function finish() {
-  end();
-  document.getElementById("words").focus();
-}
-
-function end() {
   const { recorder, stream, context, timer } = recording;
   recording = null;
   clearInterval(timer);
@@ -84,4 +78,5 @@ function end() {
   context.close();
   bar.hidden = true;
   button.ariaPressed = "false";
+  button.focus(); // that of the bar goes away
 }

@@ -14,10 +14,8 @@ let shown = null;
 /** Set what happens when the player is to be closed and when more like its clip are asked for. */
 export function onPlayer({ close, like }) {
   copyButton.hidden = !navigator.clipboard; // it is there over https and on localhost alone
-  dialog.addEventListener("cancel", (event) => {
-    event.preventDefault(); // the address decides whether the player is open
-    close();
-  });
+  // Escape closes a dialog without asking: then the address has to follow.
+  dialog.addEventListener("close", () => shown && close());
   video.addEventListener("error", () => showPlayable(false));
   dialog.addEventListener("click", (event) => {
     const target = event.target;
@@ -44,9 +42,9 @@ export function openPlayer(hit) {
 
 /** Close the player, if it is open. */
 export function closePlayer() {
-  if (!dialog.open) return;
-  dialog.close();
+  if (!shown) return;
   shown = null;
+  dialog.close();
   video.removeAttribute("src");
   video.load();
 }

@@ -56,9 +56,9 @@ export function focusFirst() {
 /** Move the focus from a clip by an arrow key, Home or End. Returns whether there is a clip there. */
 export function moveFocus(card, key) {
   const all = [...list.children];
-  const columns = Math.max(1, all.findIndex((other) => other.offsetTop > all[0].offsetTop));
-  const wide = all.at(-1).offsetTop === all[0].offsetTop ? all.length : columns;
-  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -wide, ArrowDown: wide };
+  const second = all.findIndex((other) => other.offsetTop > all[0].offsetTop); // row
+  const columns = second < 0 ? all.length : second;
+  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
   const at = all.indexOf(card);
   const to = key === "Home" ? 0 : key === "End" ? all.length - 1 : at + steps[key];
   const link = all[to]?.querySelector(".open");

@@ -44,7 +44,10 @@ export function go(changes, { as = "" } = {}) {
   const example = "example" in all ? all.example : current().example;
   const next = address(all);
   const unchanged = next === (location.search || location.pathname);
-  if (unchanged && example?.key === current().example?.key) return;
+  if (unchanged && example?.key === current().example?.key) {
+    if (!as) draft = "";
+    return;
+  }
   const replace = as !== "" && as === draft;
   const entry = { example, opened: Boolean(all.open) };
   if (replace) history.replaceState({ ...entry, opened: history.state?.opened }, "", next);

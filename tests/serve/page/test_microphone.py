@@ -1,0 +1,56 @@
+"""Searching by what Chromium's fake microphone beeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from .browsing import CHROMIUM, chromium
+
+
+def test_a_recording_is_searched_with(open_page: Callable[..., Any]) -> None:
+    page = open_page(permissions=["microphone"])
+    page.click("#microphone")
+    page.wait_for_selector("#recorder")
+    page.wait_for_function("() => document.getElementById('recorded').textContent === '0:02'")
+    level = page.eval_on_selector("#recorder", "bar => Number(bar.style.getPropertyValue('--level'))")
+    assert 0 <= level <= 1
+    page.click("#record-search")
+    page.wait_for_selector(".card")
+    assert page.inner_text("#example .label") == "recording.webm"
+    assert not page.is_visible("#recorder")
+
+
+def test_escape_throws_a_recording_away(open_page: Callable[..., Any]) -> None:
+    page = open_page(permissions=["microphone"])
+    page.click("#microphone")
+    page.wait_for_selector("#recorder")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#recorder", state="hidden")
+    page.wait_for_timeout(200)
+    assert not page.is_visible("#example")
+    assert page.evaluate("document.activeElement.id") == "microphone"
+
+
+def test_a_refused_microphone_is_told_and_what_was_found_stays(site: str) -> None:
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed: apt install chromium")
+    with chromium("--use-fake-device-for-media-stream", "--deny-permission-prompts") as browser:
+        page = browser.new_page()
+        page.goto(f"{site}?q=red")
+        page.wait_for_selector(".card")
+        page.click("#microphone")
+        page.wait_for_selector("#notice.trouble")
+        assert page.inner_text("#notice-title") == "The microphone was refused"
+        assert "settings" in page.inner_text("#live")
+        assert page.locator(".card").count() > 0
+
+
+def test_without_a_secure_connection_the_reason_is_told(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.evaluate("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
+    page.click("#microphone")
+    page.wait_for_selector("#notice.trouble")
+    assert "https" in page.inner_text("#notice .text")
