@@ -25,7 +25,7 @@ from eao.bench.docs import measured_on
 from eao.bench.feeds import plan_points, random_feeds
 from eao.bench.hardware import Hardware, describe_hardware
 from eao.bench.latency import foreign_load
-from eao.bench.processes import fetch, fetch_json, free_ports, memory_bytes, running
+from eao.bench.processes import descendants, fetch, fetch_json, free_ports, memory_bytes, process_name, running
 from eao.errors import ConfigError
 from eao.export.encoders import SPECTROGRAM_FRAMES, TEXT_TOKENS, VIDEO_TOKENS
 from eao.export.runtime import Bundle
@@ -224,9 +224,11 @@ def triton_server(bundle: str | Path, repository: Path) -> Iterator[Triton]:
     """Triton Inference Server with the models of a bundle, on loopback and ports of its own."""
     http_port, grpc_port = free_ports(2)
     command = [sys.executable, "-m", "eao", "serve", "triton", "--bundle", str(bundle), "--out", str(repository)]
-    command += ["--up", "--http-port", str(http_port), "--grpc-port", str(grpc_port)]
+    command += ["--up", "--http-port", str(http_port), "--grpc-port", str(grpc_port), "--metrics-port", "0"]
     with running(command, http_port, "/v2/health/ready", seconds=600) as pid:
-        yield Triton(pid, http_port, grpc_port, fetch_json(http_port, "/v2")["version"])
+        # The command only waits for the server, which is its child.
+        (server,) = [each for each in descendants(pid) if process_name(each) == "tritonserver"]
+        yield Triton(server, http_port, grpc_port, fetch_json(http_port, "/v2")["version"])
 
 
 def triton_ways(bundle: Bundle, encoder: str, triton: Triton) -> list[Way]:
@@ -254,7 +256,7 @@ def triton_ways(bundle: Bundle, encoder: str, triton: Triton) -> list[Way]:
 def service(bundle: str | Path, index: str) -> Iterator[tuple[int, int]]:
     """`eao serve` on loopback: (process, port)."""
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "eao", "serve", "--index", index, "--model", str(bundle), "--port", str(port)]
+    command = [sys.executable, "-m", "eao", "serve", index, "--model", str(bundle), "--port", str(port)]
     with running(command, port, "/health") as pid:
         yield pid, port
 

@@ -111,6 +111,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def process_name(pid: int) -> str:
+    """The name of a process' program, up to 15 letters; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
 def _proportional_bytes(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
