@@ -189,7 +189,7 @@ class Embedder:
             if videos is not None or audios is not None:
                 clips = self._read(videos and videos[chunk], audios and audios[chunk])
             words = None if sentences is None else [str(s) for s in sentences[chunk]]
-            parts.append(self._encode(words, clips, encoder))
+            parts.append(self.encode(words, clips, encoder))
         return unit_norm(np.concatenate(parts))
 
     def embed_features(
@@ -294,7 +294,17 @@ class Embedder:
             batch.audio_frames = torch.tensor([frames for _, _, frames in sounds])
         return batch
 
-    def _encode(self, words: Sequence[str] | None, clips: Sequence[ClipFeatures] | None, encoder: str) -> Floats:
+    def encode(self, words: Sequence[str] | None, clips: Sequence[ClipFeatures] | None, encoder: str) -> Floats:
+        """Embed one batch of sentences, of clips' features, or of both together: (B, E) float32, unit norm.
+
+        Args:
+            words: B sentences.
+            clips: B clips' features.
+            encoder: of the model.
+
+        Raises:
+            DataError: a sentence without a known word, or clips without the features asked for.
+        """
         if words is not None and isinstance(self.backend, SentenceBackend):
             rows = self.backend.encode_sentences(words, clips, encoder)
             if rows is not None:

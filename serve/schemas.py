@@ -19,18 +19,28 @@ holds all indexed files: no answer tells where they lie on the server.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_WORDS = 1000
 """Characters of a sentence."""
 MAX_TEXTS = 64
 """Sentences in one request."""
+_YEARS = (1971, 2261)
 
 Sentence = Annotated[str, Field(max_length=MAX_WORDS)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+
+
+def _check_moment(moment: datetime) -> datetime:
+    if not _YEARS[0] <= moment.year <= _YEARS[1]:  # an index keeps nanoseconds since 1970 in 64 bits
+        raise ValueError(f"give a year from {_YEARS[0]} to {_YEARS[1]}")
+    return moment
+
+
+Moment = Annotated[datetime, AfterValidator(_check_moment)]
 
 
 class Problem(BaseModel):
@@ -195,9 +205,15 @@ class Query(BaseModel):
     folder: Annotated[str, Field(max_length=4096)] = ""
     min_duration: Seconds | None = None
     max_duration: Seconds | None = None
-    after: datetime | None = None
-    before: datetime | None = None
+    after: Moment | None = None
+    before: Moment | None = None
     explain: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_empty(cls, values: Any) -> Any:
+        """A field that a form leaves empty is not there."""
+        return {name: v for name, v in values.items() if v != ""} if isinstance(values, dict) else values
 
 
 class Texts(BaseModel):

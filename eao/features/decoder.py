@@ -80,6 +80,13 @@ class DecoderPool:
         with self._job(Path(path), {"task": "probe"}) as worker:
             return MediaInfo(**list(worker.replies())[-1].header["done"])
 
+    def still(self, path: str | Path, time: float, side: int) -> NDArray[np.uint8]:
+        """Like `eao.features.still.read_still`."""
+        with self._job(Path(path), {"task": "still", "time": time, "side": side}) as worker:
+            reply = list(worker.replies())[-1]
+            height, width = reply.header["done"]
+            return reply.payload.reshape(height, width, 3)
+
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers that are alive."""

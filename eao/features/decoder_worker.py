@@ -3,10 +3,13 @@
 It imports PyAV and NumPy only. Messages are a JSON header and bytes; nothing is pickled, since this process runs the
 code that is most exposed to hostile files.
 
-    job       {"task": "frames" | "probe", "path", "views": [[rate, side, crop], ...], "want_audio"}
+    job       {"task": "frames", "path", "views": [[rate, side, crop], ...], "want_audio"}
+              {"task": "probe", "path"}
+              {"task": "still", "path", "time", "side"}
     replies   {"alive": true}                                      at once, and now and then while it decodes
               {"frames": [[time, view, height, width], ...]}       + the pictures
               {"done": {...}, "sound": "none" | "bytes" | "file"}  + float32 samples, or a file descriptor follows
+              {"done": [height, width], "sound": "none"}           + the picture of a still
               {"error": {"message", "hint", "kind", "at"}}         a MediaError
               {"bug": traceback}                                   anything else
 """
@@ -27,6 +30,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +39,7 @@ from eao.errors import MediaError
 from eao.features.frames import SampledFrame, View
 from eao.features.limits import Limits
 from eao.features.media import ClipReader, probe
+from eao.features.still import read_still
 
 LENGTHS = struct.Struct("<IQ")
 """Before each message: bytes of the header, bytes of the payload."""
@@ -92,6 +97,10 @@ class _Outbox:
         try:
             if job["task"] == "probe":
                 self.put({"done": asdict(probe(job["path"], limits)), "sound": "none"})
+                return
+            if job["task"] == "still":
+                image = read_still(Path(job["path"]), job["time"], job["side"], limits)
+                self.put({"done": image.shape[:2], "sound": "none"}, [image])
                 return
             views = [View(*view) for view in job["views"]]
             reader = ClipReader(job["path"], views, job["want_audio"], threads, limits, self.pulse)

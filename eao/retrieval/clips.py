@@ -182,6 +182,12 @@ class ClipStore(Protocol):
     def files(self) -> dict[str, FileState]:
         """Every file that is wholly indexed, and how it stood then."""
 
+    def durations(self) -> dict[str, float]:
+        """Seconds that each file lasts that has clips."""
+
+    def version(self) -> int | None:
+        """Another number after every change; None if the store does not tell."""
+
     def replace(self, files: Sequence[str], rows: Iterable[Row]) -> None:
         """Put `rows`, whose ids are unique, in place of every clip of `files`."""
 

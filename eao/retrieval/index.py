@@ -12,7 +12,7 @@ from typing import Any
 from eao.embedder import Embedder
 from eao.errors import ConfigError, DataError, RetrievalError
 from eao.retrieval.adding import AddReport, Opener, ProgressCallback, add_files, feature_openers, video_openers
-from eao.retrieval.clips import Filter
+from eao.retrieval.clips import FileState, Filter, Floats
 from eao.retrieval.explain import explain_hits
 from eao.retrieval.features import read_folder
 from eao.retrieval.location import Location
@@ -232,6 +232,47 @@ class Index:
         hits = search_store(self._store, vector, checked, k, conditions, exact)
         return explain_hits(self._store, vector, hits) if explain else hits
 
+    def search_vector(
+        self,
+        vector: Floats,
+        weights: Mapping[str, float],
+        *,
+        k: int = 10,
+        where: Filter | None = None,
+        explain: bool = False,
+    ) -> list[Hit]:
+        """`search` for a query that is embedded already; an empty index has no hits.
+
+        Args:
+            vector: (E,) unit norm, of the model that made the index.
+            weights: encoder -> weight, of the vectors to compare with.
+            k: see `search`.
+            where: likewise.
+            explain: likewise.
+
+        Raises:
+            ConfigError: vectors the index does not have, or conditions that nothing can fulfil.
+        """
+        conditions = where.conditions() if where is not None else []
+        hits = search_store(self._store, vector, check_weights(weights, self.encoders), k, conditions)
+        return explain_hits(self._store, vector, hits) if explain else hits
+
+    def vectors(self, clip: str) -> dict[str, Floats]:
+        """Encoder -> (E,) of a clip by id; empty if there is no such clip."""
+        return self._store.vectors([clip]).get(clip, {})
+
+    def states(self) -> dict[str, FileState]:
+        """Every indexed file, and how it stood when it was indexed."""
+        return self._store.files()
+
+    def durations(self) -> dict[str, float]:
+        """Seconds that each indexed file lasts."""
+        return self._store.durations()
+
+    def version(self) -> int | None:
+        """Another number after every change, by whatever process; None if the store does not tell."""
+        return self._store.version()
+
     async def asearch(
         self,
         query: str | None = None,
@@ -310,6 +351,10 @@ class Index:
 
 
 def _load(path: str | Path) -> Embedder:
+    if "://" in str(path):
+        raise RetrievalError(
+            f"the model is that of a server, {path}", "open the index with model=eao.serve.client.connect(...)"
+        )
     # By the public name, since what loads a bundle of engines stands above this layer.
     import eao
 

@@ -94,6 +94,17 @@ class MilvusClips:
         """See `ClipStore`."""
         return {name: FileState(*json.loads(value)) for name, value in self._notes.all() if name != METADATA}
 
+    def durations(self) -> dict[str, float]:
+        """See `ClipStore`."""
+        if not self._is_ready():
+            return {}
+        rows = read_rows(self._client, self._clips, "duration >= 0", ["file", "duration"])
+        return {row["file"]: row["duration"] for row in rows}
+
+    def version(self) -> int | None:
+        """See `ClipStore`: a server does not tell."""
+        return None
+
     def replace(self, files: Sequence[str], rows: Iterable[Row]) -> None:
         """See `ClipStore`; several requests, see the head of this file."""
         if not files:

@@ -107,6 +107,19 @@ class ClipTable:
             file: FileState(*state) for file, *state in zip(*(columns[name].to_pylist() for name in names), strict=True)
         }
 
+    def durations(self) -> dict[str, float]:
+        """See `ClipStore`."""
+        if self._table is None:
+            return {}
+        with self._reading():
+            columns = self._table.search().select(["file", "duration"]).to_arrow()
+        return dict(zip(columns["file"].to_pylist(), columns["duration"].to_pylist(), strict=True))
+
+    def version(self) -> int | None:
+        """See `ClipStore`."""
+        with self._reading():
+            return 0 if self._table is None else int(self._table.version)
+
     def replace(self, files: Sequence[str], rows: Iterable[Row]) -> None:
         """See `ClipStore`; one commit."""
         if not files:
