@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from eao.config import Config, override_config, parse_config
 from eao.embedder import Embedder
-from eao.errors import ConfigError, ServingError
+from eao.errors import ConfigError, DataError, ServingError
 from eao.evaluation.metrics import unit_norm
 from eao.export.encoders import MEL_BANDS
 from eao.export.runtime import batch_feeds
@@ -38,6 +38,7 @@ Arrays = Mapping[str, NDArray]
 
 _IN_FLIGHT = 8
 """Requests of one call that are under way at once: enough to fill the server's batches."""
+_SENT = {"f": np.float32, "b": np.bool_, "i": np.int64, "u": np.int64, "O": object, "S": object, "U": object}
 _TRITON_DTYPES = {"f": "FP32", "b": "BOOL", "i": "INT64", "O": "BYTES"}
 
 
@@ -221,7 +222,7 @@ class TritonClient:
             raise
 
     async def _infer(self, model: str, arrays: Arrays) -> Floats:
-        arrays = {name: _as_sent(array) for name, array in arrays.items()}
+        arrays = {name: _as_sent(name, array) for name, array in arrays.items()}
         if self._regions is not None and all(array.dtype != object for array in arrays.values()) and arrays:
             return await self._infer_shared(self._regions, model, arrays)
         inputs = [self._input(name, array).set_data_from_numpy(array) for name, array in arrays.items()]
@@ -289,9 +290,11 @@ class TritonBackend:
             raise ConfigError(
                 f"{self.client.address} has no encoder {encoder!r}", f"it has {', '.join(self._encoders)}"
             )
-        model = self._encoders[encoder]
-        feeds = batch_feeds(batch, model.inputs, encoder)
-        if model.max_batch_size:
+        return self.run(encoder, batch_feeds(batch, self._encoders[encoder].inputs, encoder))
+
+    def run(self, encoder: str, feeds: Arrays) -> Floats:
+        """Run one encoder on arrays that are known to fit, as `eao.export.runtime.Bundle.run`."""
+        if self._encoders[encoder].max_batch_size:
             feeds = {name: array[:, None] if array.ndim == 1 else array for name, array in feeds.items()}
         return self.client.embed(encoder, feeds)
 
@@ -324,12 +327,11 @@ class TritonBackend:
         return self.client.embed_each(ensemble.name, rows)
 
 
-def _as_sent(array: NDArray) -> NDArray:
+def _as_sent(name: str, array: NDArray) -> NDArray:
     """In the types that models take."""
-    if array.dtype.kind in "OSU":
-        return array.astype(object)
-    kinds = {"f": np.float32, "b": np.bool_, "i": np.int64, "u": np.int64}
-    return np.ascontiguousarray(array, dtype=kinds[array.dtype.kind])
+    if array.dtype.kind not in _SENT:
+        raise DataError(f"the input {name} is {array.dtype}", "give float32, bool or int64, or objects for sentences")
+    return np.ascontiguousarray(array, dtype=_SENT[array.dtype.kind])
 
 
 def _parse_config(text: str, server: str) -> Config:

@@ -19,7 +19,7 @@ from eao.errors import ConfigError, DataError, EaoError, ServingError, missing_d
 
 log = logging.getLogger(__name__)
 
-Protocol = Literal["grpc", "http"]
+Transport = Literal["grpc", "http"]
 T = TypeVar("T")
 
 _PORTS: dict[str, int] = {"grpc": 8001, "http": 8000}
@@ -39,7 +39,7 @@ class Address:
         target: host:port.
     """
 
-    protocol: Protocol
+    protocol: Transport
     target: str
 
     @classmethod
@@ -61,7 +61,7 @@ class Address:
                 f"{text!r} is no address of a Triton Inference Server",
                 "write triton://host:port for gRPC, or triton+http://host:port",
             )
-        protocol: Protocol = "http" if match[1] == "http" else "grpc"
+        protocol: Transport = "http" if match[1] == "http" else "grpc"
         return cls(protocol, f"{match[2]}:{match[3] or _PORTS[protocol]}")
 
     def __str__(self) -> str:
@@ -187,7 +187,7 @@ class Connection:
             return False
 
 
-def _import_api(protocol: Protocol) -> ModuleType:
+def _import_api(protocol: Transport) -> ModuleType:
     """`InferInput` and `InferRequestedOutput` of a protocol."""
     try:
         return importlib.import_module(f"tritonclient.{protocol}")
@@ -224,7 +224,7 @@ def _close_client(client: Any, loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _status(error: Exception) -> str:
-    """ "503" or "StatusCode.UNAVAILABLE"; empty if no answer came."""
+    """As "503" or "StatusCode.UNAVAILABLE"; empty if no answer came."""
     status = getattr(error, "status", None)
     return (status() or "") if callable(status) else ""
 
@@ -232,7 +232,8 @@ def _status(error: Exception) -> str:
 def _may_pass(error: Exception) -> bool:
     """Whether the connection was lost, or the server has too much to do: requests change nothing, so that they may be
     sent twice."""
-    return _status(error) in ("", "503", "StatusCode.UNAVAILABLE")
+    answered = callable(getattr(error, "status", None))
+    return not answered or _status(error) in ("503", "StatusCode.UNAVAILABLE")
 
 
 def _is_refusal(error: Exception) -> bool:

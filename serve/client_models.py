@@ -83,8 +83,8 @@ def choose_encoders(models: Mapping[str, ServedModel], server: str) -> dict[str,
 def _spec(entry: Mapping[str, Any], batched: bool) -> InputSpec:
     name, modality = entry["name"], entry["name"].partition("_")[0]
     dims = [int(size) for size in entry["dims"]]
-    if batched:  # one number a row is an axis of its own there
-        dims = [-1] if dims == [1] else [-1, *dims]
+    if batched:  # one number a row has an axis of its own there, which the model does not see
+        dims = [-1] if "reshape" in entry else [-1, *dims]
     # Of the sizes that vary, the first is the batch, and there is one more at most.
     axes = [Axis(BATCH), *[Axis(_AXES.get(modality, name))] * (len(dims) - 1)]
     shape = tuple(axis if size < 0 else size for size, axis in zip(dims, axes, strict=True))
