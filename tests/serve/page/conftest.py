@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from eao.retrieval.index import Index
+
+from ...retrieval.conftest import render
 from .browsing import CHROMIUM, MICROPHONE, chromium, serving
 
-WORDS = ("red", "green", "blue", "square", "tone", "dog")
 CLIPS: dict[str, tuple[float, tuple[int, int, int], float | None]] = {
     # name: seconds, colour, hertz
     "red.mp4": (1.6, (220, 20, 20), 440),
@@ -28,65 +28,19 @@ CLIPS: dict[str, tuple[float, tuple[int, int, int], float | None]] = {
 }
 
 
-def load_module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"of_{path.parent.name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def render() -> Callable[..., Path]:
-    """The writer of little clips that the tests of the index use."""
-    return load_module(Path(__file__).parents[2] / "retrieval" / "conftest.py").render
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with random weights and word vectors."""
-    import torch
-    from gensim.models import KeyedVectors
-
-    from eao.checkpoint import save_native
-    from eao.config import Config, DataConfig, FeaturesConfig, ModelConfig, StreamConfig, TextConfig
-    from eao.model import build_model
-
-    folder = tmp_path_factory.mktemp("model")
-    vectors = KeyedVectors(vector_size=6)
-    vectors.add_vectors(list(WORDS), np.random.default_rng(0).normal(size=(len(WORDS), 6)).astype(np.float32))
-    vectors.save_word2vec_format(str(folder / "words.bin"), binary=True)
-    config = Config(
-        model=ModelConfig(
-            text_dim=6,
-            video_dim=98,
-            embedding_dim=32,
-            fusion={"embed_dim": 32, "num_heads": 4},
-            audio={"version": "v2", "channels": (8, 8, 16, 16, 32, 32, 64)},
-        ),
-        data=DataConfig(text=TextConfig(path=str(folder / "words.bin"), max_words=5), video_tokens=4, audio_frames=192),
-        features=FeaturesConfig(video_2d=None, video_3d=StreamConfig(backbone="activation-motion", rate=2.0)),
-    )
-    torch.manual_seed(0)
-    save_native(folder / "checkpoint", build_model(config.model).eval(), config)
-    return folder / "checkpoint"
-
-
-@pytest.fixture(scope="session")
-def index(tmp_path_factory: pytest.TempPathFactory, model: Path, render: Callable[..., Path]) -> Any:
-    """The opened index of `CLIPS`."""
-    from eao.retrieval.index import Index
-
+def index(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Index:
+    """Of `CLIPS`."""
     folder = tmp_path_factory.mktemp("library")
     for name, (seconds, colour, hertz) in CLIPS.items():
         render(folder / "clips" / name, seconds, colour, hertz)
-    index = Index(folder / "index", model)
+    index = Index(folder / "index", bundle)
     index.add(folder / "clips")
     return index
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory, index: Any) -> Iterator[str]:
+def site(tmp_path_factory: pytest.TempPathFactory, index: Index) -> Iterator[str]:
     """The address of `eao serve` over the index."""
     with serving("--index", index.path, log=tmp_path_factory.mktemp("log") / "serve.log") as address:
         yield address
@@ -140,8 +94,8 @@ def page(open_page: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def found(open_page: Callable[..., Any]) -> Any:
-    """The page with the results of "red square"."""
-    page = open_page("?q=red+square")
+    """The page with the results of "red dog"."""
+    page = open_page("?q=red+dog")
     page.wait_for_selector(".card")
     return page
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ...retrieval.conftest import render
 from .conftest import names, write_sound
 
 MAKE_TRANSFER = """([name, type, content]) => {
@@ -33,7 +34,7 @@ def drop(page: Any, path: Path, kind: str) -> None:
 
 
 @pytest.fixture
-def clip(tmp_path: Path, render: Callable[..., Path]) -> Path:
+def clip(tmp_path: Path) -> Path:
     return render(tmp_path / "example.mp4", 1.6, (220, 20, 20), 440)
 
 

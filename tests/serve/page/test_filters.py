@@ -57,7 +57,7 @@ def test_the_slider_weighs_what_is_seen_against_what_is_heard(found: Any, index:
         found.locator("#balance-range").fill(str(heard))
         found.wait_for_url(f"**seen={(100 - heard) / 100:g}*")
         found.wait_for_selector('#results[aria-busy="false"]')
-        expected = [hit.file.rpartition("/")[2] for hit in index.search("red square", k=24, weights=weights)]
+        expected = [hit.file.rpartition("/")[2] for hit in index.search("red dog", k=24, weights=weights)]
         found.wait_for_function(
             "names => JSON.stringify([...document.querySelectorAll('.card .name')].map(e => e.textContent)) === names",
             arg=json.dumps(expected, separators=(",", ":")),

@@ -16,7 +16,7 @@ def test_slash_goes_to_the_box_and_is_a_letter_in_it(found: Any) -> None:
     assert found.evaluate("document.activeElement.id") == "words"
     found.keyboard.press("End")
     found.keyboard.press("/")
-    assert found.input_value("#words") == "red square/"
+    assert found.input_value("#words") == "red dog/"
 
 
 def test_arrows_move_in_two_dimensions(found: Any) -> None:

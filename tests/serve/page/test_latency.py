@@ -7,7 +7,7 @@ from typing import Any
 
 from .browsing import time_searches
 
-SENTENCES = ("red square", "green", "dog tone", "blue square")
+SENTENCES = ("red dog", "blue", "cat runs", "blue cat")
 
 
 def test_the_first_result_is_timed(open_page: Callable[..., Any], record_testsuite_property: Callable[..., None]) -> None:

@@ -97,7 +97,7 @@ def test_a_bug_of_the_service_is_told_as_one(page: Any, console: list[str]) -> N
 
 def test_trouble_takes_old_results_away(found: Any, console: list[str]) -> None:
     found.route("**/search?*", refuse(503, "busy", retry_after="600"), times=1)
-    found.fill("#words", "green")
+    found.fill("#words", "blue")
     found.wait_for_selector("#notice.trouble")
     assert not found.is_visible("#results") and names(found) == []
     assert "busy" in found.inner_text("#live")
@@ -119,7 +119,7 @@ def test_an_index_without_clips_says_how_to_fill_it(open_page: Callable[..., Any
 def locked(tmp_path_factory: pytest.TempPathFactory, index: Any) -> Iterator[str]:
     """The address of a service that wants a key."""
     folder = tmp_path_factory.mktemp("locked")
-    (folder / "key").write_text("open sesame\n")
+    (folder / "key").write_text("open sesame, please\n")
     with serving(
         "--index", index.path, "--api-key-file", folder / "key", log=folder / "serve.log"
     ) as address:
@@ -135,7 +135,7 @@ def test_the_key_of_a_service_that_wants_one_is_asked_for_once(browser: Any, loc
     page.keyboard.press("Enter")
     page.wait_for_load_state("networkidle")
     page.wait_for_selector("#key")
-    page.fill("#key", "open sesame")
+    page.fill("#key", "open sesame, please")
     page.keyboard.press("Enter")
     page.wait_for_selector(".card")
     page.locator(".card img").first.evaluate("image => image.decode()")  # pictures and videos are let in as well

@@ -13,7 +13,7 @@ def open_long(page: Any) -> None:
 
 
 def test_it_opens_at_the_moment_with_the_other_moments_of_the_file(found: Any, index: Any) -> None:
-    hit = next(hit for hit in index.search("red square", k=24) if hit.file.endswith("/long.mp4"))
+    hit = next(hit for hit in index.search("red dog", k=24) if hit.file.endswith("/long.mp4"))
     assert len(hit.clips) > 1
     open_long(found)
     found.wait_for_function("() => document.querySelector('#player video').readyState >= 2")

@@ -23,7 +23,7 @@ def assert_plays_within(page: Any, hit: Any) -> None:
 
 
 def long_hit(index: Any) -> Any:
-    return next(hit for hit in index.search("red square", k=24) if hit.file.endswith("/long.mp4"))
+    return next(hit for hit in index.search("red dog", k=24) if hit.file.endswith("/long.mp4"))
 
 
 def test_hover_plays_the_moment_muted_and_leaving_ends_it(found: Any, index: Any) -> None:

@@ -11,10 +11,10 @@ from .conftest import CLIPS, names
 
 
 def test_results_come_while_typing_in_the_order_of_the_index(page: Any, index: Any) -> None:
-    page.keyboard.type("red square", delay=20)  # the box has the focus from the start
+    page.keyboard.type("red dog", delay=20)  # the box has the focus from the start
     page.wait_for_selector(".card")
-    page.wait_for_url("**/?q=red+square")
-    expected = [hit.file.rpartition("/")[2] for hit in index.search("red square", k=24)]
+    page.wait_for_url("**/?q=red+dog")
+    expected = [hit.file.rpartition("/")[2] for hit in index.search("red dog", k=24)]
     assert names(page) == expected
     assert sorted(expected) == sorted(name.rpartition("/")[2] for name in CLIPS)
 
@@ -40,7 +40,7 @@ def test_a_request_that_a_newer_key_made_stale_is_cancelled(open_page: Callable[
 
 
 def test_cards_show_time_folder_score_and_a_picture(found: Any, index: Any) -> None:
-    best = index.search("red square", k=1)[0]
+    best = index.search("red dog", k=1)[0]
     card = found.locator(".card").first
     assert card.locator(".number").inner_text() == f"{best.score:.2f}"
     assert card.locator(".time").inner_text().startswith(f"0:0{int(best.start)}")
@@ -54,9 +54,9 @@ def test_names_of_files_are_text(found: Any) -> None:
 
 
 def test_the_address_holds_the_search(open_page: Callable[..., Any]) -> None:
-    page = open_page("?q=green&seen=0.2&folder=night&explain=true&max_duration=100")
+    page = open_page("?q=blue&seen=0.2&folder=night&explain=true&max_duration=100")
     page.wait_for_selector(".card")
-    assert page.input_value("#words") == "green"
+    assert page.input_value("#words") == "blue"
     assert page.input_value("#balance-range") == "80"
     assert page.is_checked("#explain")
     assert page.inner_text("#filters-count") == "2"
@@ -67,9 +67,9 @@ def test_back_and_forward_go_through_searches(page: Any) -> None:
     page.fill("#words", "red")
     page.wait_for_selector(".card")
     page.press("#words", "Enter")
-    page.fill("#words", "dog tone")
+    page.fill("#words", "cat runs")
     page.press("#words", "Enter")
-    page.wait_for_url("**/?q=dog+tone")
+    page.wait_for_url("**/?q=cat+runs")
     page.go_back()
     page.wait_for_url("**/?q=red")
     assert page.input_value("#words") == "red"
@@ -103,7 +103,7 @@ def test_results_are_announced(found: Any) -> None:
 def test_explanations_say_what_each_hit_was_found_by(found: Any, index: Any, by: str) -> None:
     found.check("#explain")
     found.wait_for_selector(".card .why dl")
-    hits = index.search("red square", k=24, explain=True)
+    hits = index.search("red dog", k=24, explain=True)
     place = {"video": "Seen", "audio": "Heard", "video-audio": "Both"}[by]
     for i, hit in enumerate(hits[:3]):
         card = found.locator(".card").nth(i)

@@ -15,7 +15,7 @@ def begin(page: Any) -> None:
 
 
 def results(page: Any) -> None:
-    page.fill("#words", "red square")
+    page.fill("#words", "red dog")
     page.wait_for_selector(".card")
 
 
