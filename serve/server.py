@@ -7,15 +7,12 @@ import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
 
-from eao.errors import ServingError, missing_dependency
+import uvicorn
+
+from eao.errors import ServingError
 from eao.retrieval.index import Index
 from eao.serve.logs import event, log, set_up_logs
 from eao.serve.settings import Settings
-
-try:
-    import uvicorn
-except ImportError:
-    raise missing_dependency("uvicorn", "serve", "eao serve") from None
 
 _CONNECTIONS = 2048
 _BACKLOG = 1024

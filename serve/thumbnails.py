@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 
-from eao.errors import missing_dependency
 from eao.features.decoder import DecoderPool
 from eao.serve.catalog import File
 from eao.serve.metrics import Metrics
@@ -33,16 +32,9 @@ class Thumbnails:
         pool: the decoders.
         threads: pictures that are made at once; the pool has a process for each.
         metrics: where hits and misses are counted.
-
-    Raises:
-        MissingDependencyError: Pillow is not installed.
     """
 
     def __init__(self, pool: DecoderPool, threads: int, metrics: Metrics) -> None:
-        try:
-            import PIL.Image  # noqa: F401
-        except ImportError:
-            raise missing_dependency("pillow", "serve", "making thumbnails") from None
         self.pool = pool
         self.metrics = metrics
         self.threads = ThreadPoolExecutor(threads, "thumbnail")

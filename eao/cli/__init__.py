@@ -18,6 +18,7 @@ from eao.errors import EaoError, ParityError
 from eao.cli import training  # noqa: F401
 from eao.cli import retrieval  # noqa: F401
 from eao.cli import search  # noqa: F401
+from eao.cli import serving  # noqa: F401
 from eao.cli import engines  # noqa: F401
 from eao.cli import backbones  # noqa: F401
 from eao.cli import checks  # noqa: F401

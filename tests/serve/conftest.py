@@ -21,6 +21,7 @@ from eao.serve.triton.server import Server, running
 
 from ..conftest import write_word_vectors
 from ..retrieval.conftest import render
+from .http_service import library, site, sound, start  # noqa: F401
 
 
 class Served(NamedTuple):

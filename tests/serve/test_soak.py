@@ -1,0 +1,110 @@
+"""Everything at once for a while: no error, and memory that does not grow.
+
+A few seconds in the suite; longer, with more clients, or over another index:
+
+    EAO_SOAK_SECONDS=60 EAO_SOAK_CLIENTS=32 EAO_SOAK_INDEX=runs/demo/index EAO_SOAK_MODEL=runs/demo/bundle \\
+        python -m pytest -s tests/serve/test_soak.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+
+from eao.bench.closed_loop import Ask, ask_in_loops, watch_memory
+from eao.bench.load import Soak
+from eao.bench.processes import memory_bytes
+from eao.errors import ServingError
+
+from .http_service import Library, Site
+
+SECONDS = float(os.environ.get("EAO_SOAK_SECONDS", "6"))
+CLIENTS = int(os.environ.get("EAO_SOAK_CLIENTS", "8"))
+INDEX = os.environ.get("EAO_SOAK_INDEX")
+MODEL = os.environ.get("EAO_SOAK_MODEL", INDEX)
+GROWTH = 60.0
+"""MB that caches and the allocator may take after warming up: malloc keeps up to some tens of MB a thread's arena."""
+_WORDS = ("red", "blue", "dog", "cat", "left", "right", "runs", "sleeps")
+
+
+def test_all_kinds_of_requests_for_a_while(start: Callable[..., Site], library: Library) -> None:
+    if INDEX is not None:
+        library = Library(Path(INDEX), Path(MODEL or INDEX), library.clips)
+    own = start(of=library)
+    seeds = itertools.count()
+
+    @contextlib.contextmanager
+    def client() -> Iterator[Ask]:
+        with httpx.Client(base_url=own.url, timeout=60) as connection:
+            visitor = Visitor(connection, random.Random(next(seeds)), (library.clips / "red.mp4").read_bytes())
+            yield visitor.ask
+
+    ask_in_loops(client, CLIENTS, SECONDS / 4)
+    with watch_memory(lambda: memory_bytes(own.process.pid), every=SECONDS / 40) as memory:
+        traffic = ask_in_loops(client, CLIENTS, SECONDS)
+    soak = Soak(clients=CLIENTS, traffic=traffic, memory_mb=[each / 1e6 for each in memory])
+    print(
+        f"\n{traffic.seconds:.0f} s, {CLIENTS} clients: {traffic.requests} requests, {traffic.throughput:.0f}/s, "
+        f"p50 {traffic.p50_ms:.0f} ms, p99 {traffic.p99_ms:.0f} ms, {traffic.failed} errors; memory "
+        f"{soak.memory_mb[0]:.0f} to {soak.memory_mb[-1]:.0f} MB, {soak.growth_mb:+.1f} MB after warming up"
+    )
+    assert traffic.errors == {} and traffic.requests > CLIENTS
+    assert soak.growth_mb < GROWTH
+
+
+class Visitor:
+    """Does what the page does, and now and then something wrong."""
+
+    def __init__(self, client: httpx.Client, chance: random.Random, upload: bytes) -> None:
+        self.client = client
+        self.chance = chance
+        self.upload = upload
+
+    def ask(self) -> None:
+        """Some request, whose answer is checked."""
+        kinds = (self.search, self.embed, self.watch, self.send, self.err)
+        self.chance.choices(kinds, (60, 10, 15, 1, 5))[0]()
+
+    def search(self) -> None:
+        hits = self.get("/search", 200, q=self.words(), k=10)["hits"]
+        hit = self.chance.choice(hits)
+        self.get(hit["thumbnail"], 200)
+        if self.chance.random() < 0.2:
+            self.get("/search", 200, like=hit["clip"], seen=round(self.chance.random(), 2))
+
+    def embed(self) -> None:
+        self.check(self.client.post("/embed", json={"text": [self.words() for _ in range(4)]}), 200)
+
+    def watch(self) -> None:
+        hit = self.get("/search", 200, q=self.words(), k=3)["hits"][0]
+        begin = self.chance.randrange(1000)
+        self.check(self.client.get(hit["url"], headers={"Range": f"bytes={begin}-{begin + 50_000}"}), 206)
+
+    def send(self) -> None:
+        self.check(self.client.post("/search", files={"file": ("x.mp4", self.upload)}, data={"k": "3"}), 200)
+
+    def err(self) -> None:
+        self.get("/search", 400)
+        self.get("/videos/../../etc/passwd", 404)
+        self.get("/search", 422, q="red", k=0)
+        self.check(self.client.post("/search", files={"file": ("x.mp4", b"nothing")}), 400)
+
+    def words(self) -> str:
+        return " ".join(self.chance.choices(_WORDS, k=3))
+
+    def get(self, path: str, status: int, **parameters: object) -> dict:
+        answer = self.client.get(path, params=parameters or None)  # type: ignore[arg-type]
+        self.check(answer, status)
+        return answer.json() if answer.headers["content-type"] == "application/json" else {}
+
+    @staticmethod
+    def check(answer: httpx.Response, status: int) -> None:
+        if answer.status_code != status:
+            request = answer.request
+            raise ServingError(f"{request.method} {request.url.path}: {answer.status_code} {answer.text[:100]}")
