@@ -150,6 +150,11 @@ def random_inputs(
             tensors.append(torch.ones(shape, dtype=torch.bool))
         elif spec.dtype == "uint8":  # pixels
             tensors.append(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
+        elif spec.name == "input_ids":  # those that every vocabulary has
+            tensors.append(torch.randint(0, 4, shape, generator=generator))
+        elif spec.name == "attention_mask":  # the last sentence is the shortest
+            tensors.append(torch.ones(shape, dtype=torch.int64))
+            tensors[-1][-1, 1 + shape[1] // 2 :] = 0
         elif spec.dtype == "int64":  # lengths of clips
             tensors.append(torch.full(shape, sizes.get(SPECTROGRAM_FRAMES) or sizes[AUDIO_TOKENS]))
         elif spec.name == "audio":

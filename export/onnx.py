@@ -33,7 +33,7 @@ from eao.export.session import open_session
 from eao.files import atomic_path
 
 OUTPUT = "output"
-"""The name of the only output. "embedding" is avoided: it once gave an invalid graph."""
+"""The name of the only output of encoders and their parts. "embedding" is avoided: it once gave an invalid graph."""
 OPSET = 18
 EMBED_LIMIT = 1_900_000_000
 """Bytes of weights above which they go to a file beside the graph: protobuf ends at 2 GB, and the graph needs room."""
@@ -50,11 +50,13 @@ class Subject:
         name: for messages, such as "encoder text".
         module: its `forward(*tensors)` takes them in the order of `inputs` and gives one.
         inputs: names, dtypes and axes.
+        output: its name in the graph.
     """
 
     name: str
     module: nn.Module
     inputs: tuple[InputSpec, ...]
+    output: str = OUTPUT
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def verify_sizes(subject: Subject, path: str | Path, threads: int | None = None)
             expected = subject.module(*tensors).numpy()
         feeds = {spec.name: x.numpy() for spec, x in zip(specs, tensors, strict=True)}
         try:
-            found = session.run([OUTPUT], feeds)[0]
+            found = session.run([subject.output], feeds)[0]
         except Exception as error:  # onnxruntime raises several classes of its own, none of them public
             raise _frozen(name, changed, " ".join(str(error).split())[:300]) from None
         if found.shape != expected.shape:
@@ -195,7 +197,7 @@ def _trace(subject: Subject, opset: int) -> Any:
                 dynamo=True,
                 opset_version=opset,
                 input_names=[spec.name for spec in specs],
-                output_names=[OUTPUT],
+                output_names=[subject.output],
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps anything at all; the first line carries the cause

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -20,7 +21,7 @@ of parity, which is measured on other clips."""
 JUDGES = 64
 """Samples that a graph is judged on."""
 RANKERS = 8
-"""Samples that layers are ranked on: a graph is built and run for each layer."""
+"""Samples that layers are ranked on, those that 8 bits change most: a graph is built and run for each layer."""
 
 
 class QuantizedGraph:
@@ -91,8 +92,10 @@ class QuantizedGraph:
 
         def ranking() -> list[Sensitivity]:
             if self._ranking is None:
-                few = slice(RANKERS)
-                self._ranking = find_sensitive(runnable, nodes, judges[few], expected[few], self.threads)
+                found = zip(outputs(runnable([]), judges, self.threads), expected, strict=True)
+                worst = np.argsort([float((a * b).sum(1).min()) for a, b in found])[:RANKERS]
+                feeds, targets = [judges[i] for i in worst], [expected[i] for i in worst]
+                self._ranking = find_sensitive(runnable, nodes, feeds, targets, self.threads)
             return self._ranking
 
         self.kept = relax(runnable, passes, ranking, self.kept)

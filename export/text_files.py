@@ -9,6 +9,7 @@ from pathlib import Path
 from eao.config import Config, override_config
 from eao.errors import ExportError
 from eao.export.manifest import TEXT_FOLDER, FileEntry
+from eao.export.words import write_words
 
 _UNNEEDED = (".py", ".pyc", ".h5", ".msgpack", ".ot", ".md", ".gitattributes")
 """Of a model's folder: code, weights of other frameworks, and notes."""
@@ -17,7 +18,8 @@ _UNNEEDED = (".py", ".pyc", ".h5", ".msgpack", ".ot", ".md", ".gitattributes")
 def copy_text_files(config: Config, folder: Path) -> tuple[Config, tuple[FileEntry, ...]]:
     """Copy word vectors, or a transformers model with its tokenizer, into the folder `text` of a bundle.
 
-    Files are linked where the file system can, so that gigabytes of word vectors are not doubled.
+    Beside them lies what programs without PyTorch and transformers read; see `write_words`. Files are linked where the
+    file system can, so that gigabytes of word vectors are not doubled.
 
     Args:
         config: of the experiment.
@@ -28,7 +30,8 @@ def copy_text_files(config: Config, folder: Path) -> tuple[Config, tuple[FileEnt
         configuration there is nothing to copy: then whoever embeds sentences has to give one.
 
     Raises:
-        ExportError: `data.text.path` leads nowhere.
+        ExportError: `data.text.path` leads nowhere, or the model there cannot be exported.
+        DataError: the files there cannot be read.
     """
     source = _source(config)
     if source is None:
@@ -43,7 +46,9 @@ def copy_text_files(config: Config, folder: Path) -> tuple[Config, tuple[FileEnt
         path = TEXT_FOLDER
     for file in files:
         link_or_copy(file, target / file.name)
-    entries = tuple(FileEntry.of(target / file.name, folder) for file in files)
+    names = [file.name for file in files]
+    names += write_words(config.data.text.model_copy(update={"path": str(folder / path)}), target)
+    entries = tuple(FileEntry.of(target / name, folder) for name in names)
     return override_config(config, [f"data.text.path={path}"]), entries
 
 

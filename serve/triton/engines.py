@@ -62,6 +62,16 @@ class Choice:
         return self.entry.engine == "tensorrt" and not self.entry.deferred
 
     @property
+    def model(self) -> str:
+        """The name of the model that holds the engine."""
+        return f"{self.encoder}-plan" if self.is_plan else self.encoder
+
+    @property
+    def embedding(self) -> str:
+        """The name of that model's output."""
+        return self.output if self.is_plan else EMBEDDING
+
+    @property
     def inputs(self) -> list[TensorSpec]:
         """Its inputs, as Triton describes them."""
         return [
@@ -134,12 +144,11 @@ def write_engine(
     """
     for file in choice.entry.files:
         check_file(bundle, file)
-    name = f"{choice.encoder}-plan" if choice.is_plan else choice.encoder
-    version = folder / name / schema.VERSION
+    version = folder / choice.model / schema.VERSION
     version.mkdir(parents=True)
-    output = TensorSpec(choice.output if choice.is_plan else EMBEDDING, "float32", (embedding_dim,))
+    output = TensorSpec(choice.embedding, "float32", (embedding_dim,))
     backend = "onnxruntime" if choice.entry.engine == "tensorrt" and choice.entry.deferred else choice.entry.engine
-    config = schema.model(name, backend, choice.inputs, [output], choice.max_batch_size)
+    config = schema.model(choice.model, backend, choice.inputs, [output], choice.max_batch_size)
     source = bundle / choice.entry.files[0].file
     if choice.is_plan:
         link_or_copy(source, version / "model.plan")
@@ -159,17 +168,17 @@ def write_engine(
     if target == "tensorrt" and not choice.is_plan:
         _accelerate(config, choice)
     schema.set_parameters(config, parameters)
-    schema.warm_up(config, folder / name, _samples(choice), [1, choice.profiles[-1][BATCH].opt])
+    schema.warm_up(config, folder / choice.model, _samples(choice), [1, choice.profiles[-1][BATCH].opt])
     if not choice.is_plan:
         return [config]
-    return [config, _around_plan(choice, config, parameters, embedding_dim)]
+    return [config, _around_plan(choice, parameters, embedding_dim)]
 
 
-def _around_plan(choice: Choice, plan: Any, parameters: Mapping[str, str], embedding_dim: int) -> Any:
+def _around_plan(choice: Choice, parameters: Mapping[str, str], embedding_dim: int) -> Any:
     output = TensorSpec(EMBEDDING, "float32", (embedding_dim,))
     config = schema.model(choice.encoder, "ensemble", choice.inputs, [output], choice.max_batch_size)
     same = {spec.name: spec.name for spec in choice.specs}
-    schema.ensemble_step(config, plan.name, same, {choice.output: EMBEDDING})
+    schema.ensemble_step(config, choice.model, same, {choice.embedding: EMBEDDING})
     schema.set_parameters(config, parameters)
     return config
 

@@ -91,8 +91,7 @@ def prepare(folder: Path | None = None, backends: Iterable[str] = ("onnxruntime"
     with _locked(folder.with_name(f"{folder.name}.lock")):
         have = _installed(folder)
         if SERVER not in have:
-            shutil.rmtree(folder)
-            _run([sys.executable, "-m", "venv", str(folder)], f"pip install virtualenv, or apt-get install python{VERSION}-venv")
+            _make_venv(folder)
             have = []
         missing = [package for package in wanted if package not in have]
         if missing:
@@ -106,6 +105,14 @@ def prepare(folder: Path | None = None, backends: Iterable[str] = ("onnxruntime"
         environment = _lay_out(folder)
     _check_libraries(environment)
     return environment
+
+
+def _make_venv(folder: Path) -> None:
+    """A new virtual environment, in place of one that was not finished or of another server."""
+    if any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
+        raise ServingError(f"{folder} holds other files", f"let {FOLDER_VARIABLE} name a folder for nothing else")
+    shutil.rmtree(folder)
+    _run([sys.executable, "-m", "venv", str(folder)], f"apt-get install python{VERSION}-venv")
 
 
 def _as_installed(name: str) -> str:

@@ -174,7 +174,7 @@ def ensemble(choice: Choice, prepared: dict[str, Prepared], embedding_dim: int) 
     for step in steps:
         made = {name: name for name in step.outputs if name in read}
         schema.ensemble_step(config, step.model, {name: name for name in step.inputs}, made)
-    schema.ensemble_step(config, choice.encoder, {name: name for name in sorted(taken)}, {EMBEDDING: EMBEDDING})
+    schema.ensemble_step(config, choice.model, {name: name for name in sorted(taken)}, {choice.embedding: EMBEDDING})
     return config
 
 
@@ -195,8 +195,7 @@ def _python_model(
             shutil.copyfile(source, version / source.name)
     write_json(version / "facts.json", facts)
     config = schema.model(f"{PREPARE}{modality}", "python", inputs, outputs, max_batch_size)
-    schema.batch_requests(config)
-    config.dynamic_batching.max_queue_delay_microseconds = 0  # rows are computed one by one: nothing is worth a wait
+    schema.batch_requests(config, delay_us=0)  # rows are computed one by one: nothing is worth a wait
     schema.place_on_cpu(config)
     return config
 

@@ -94,9 +94,10 @@ def write_repository(
         configs += [made for part in prepared.values() for made in part.configs]
         for choice in choices:
             configs.append(ensemble(choice, prepared, manifest.embedding_dim))
-            (folder / configs[-1].name).mkdir()
         for made in configs:
-            (folder / made.name / schema.VERSION).mkdir(parents=True, exist_ok=True)
+            if made.platform == "ensemble":  # its version is empty, which object stores would not keep
+                (folder / made.name / schema.VERSION).mkdir(parents=True)
+                (folder / made.name / schema.VERSION / ".keep").touch()
             schema.write_config(made, folder / made.name)
         models = check_repository(folder)
         _write_deployment(folder, target)

@@ -84,17 +84,17 @@ def model(
     return config
 
 
-def batch_requests(config: Any, preferred: Iterable[int] = ()) -> None:
+def batch_requests(config: Any, preferred: Iterable[int] = (), delay_us: int = QUEUE_DELAY_US) -> None:
     """Let requests that come together share a run, and refuse those that a long queue would keep waiting.
 
     Args:
         config: of the model.
         preferred: rows that are run at once, without waiting for more.
+        delay_us: how long a request may wait for others, in microseconds.
     """
     batching = config.dynamic_batching
     batching.preferred_batch_size.extend(sorted({n for n in preferred if 1 < n <= config.max_batch_size}))
-    batching.max_queue_delay_microseconds = QUEUE_DELAY_US if config.max_batch_size > 1 else 0
-    batching.preserve_ordering = False
+    batching.max_queue_delay_microseconds = delay_us if config.max_batch_size > 1 else 0
     policy = batching.default_queue_policy
     policy.max_queue_size = QUEUE_SIZE
     policy.default_timeout_microseconds = QUEUE_TIMEOUT_US
