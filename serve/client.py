@@ -182,8 +182,8 @@ class TritonClient:
         index = await self._connection.request(lambda c: c.get_model_repository_index(**self._connection.as_json))
         entries = index["models"] if isinstance(index, dict) else index
         ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
-        found = {name: await self._describe(name) for name in ready}
-        self._models = {name: model for name, model in found.items() if model is not None}
+        found = await asyncio.gather(*map(self._describe, ready))
+        self._models = {model.name: model for model in found if model is not None}
         return dict(self._models)
 
     async def _describe(self, name: str) -> ServedModel | None:

@@ -1,4 +1,4 @@
-"""A small real model as a bundle of engines, real little clips, and the real Triton Inference Server that serves them."""
+"""A small real model as a bundle of engines, real little clips, and the real Triton server that serves them."""
 
 from __future__ import annotations
 
