@@ -138,7 +138,7 @@ def _lay_out(folder: Path) -> Environment:
         offered = sorted(path.name for path in (wheel / "python_backend_stubs").glob("*"))
         raise ServingError(f"{SERVER} has no server for Python {VERSION}", f"it has one for {', '.join(offered)}")
     backends = folder / "backends"
-    for source in [*(wheel / "backends" / "python").iterdir(), stub]:
+    for source in [*filter(Path.is_file, (wheel / "backends" / "python").iterdir()), stub]:  # not a __pycache__
         _copy(source, backends / "python" / source.name)
     ours = importlib.resources.files("eao.serve") / "backends"
     for name in BACKENDS:
