@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,9 @@ def write_bundle(
     """Compile encoders into a bundle, after proving that each engine agrees with the model.
 
     The bundle appears at `out`, replacing an older one, with the engines that hold their thresholds. What does not is
-    kept, without a manifest and so unusable, in `<out>.failed` with all figures. If an encoder is left without any
-    engine, nothing is written at `out` and an older bundle stays as it was.
+    kept, without a manifest and so unusable, in `<out>.failed` with all figures; a later bundle in which nothing failed
+    takes that folder away. If an encoder is left without any engine, nothing is written at `out` and an older bundle
+    stays as it was.
 
     Args:
         source: a checkpoint (anything `load_checkpoint` takes), or a model.
@@ -146,6 +148,9 @@ def write_bundle(
         manifest = _manifest(model, config, name, folder, chosen, passed, written)
         _remove_others(folder, manifest)
         manifest.save(folder)
+    if failed is None and _evidence_folder(out).exists():
+        # Evidence against engines that are no longer there.
+        shutil.rmtree(_evidence_folder(out))
     return WrittenBundle(out, manifest, parity, failed)
 
 

@@ -135,6 +135,8 @@ def test_what_fails_is_kept_apart_with_the_layer_where_it_fails(
     assert "onnxruntime fp16 text: cosine min" in written.parity.failures()[0]
     ((report, encoder, divergence),) = written.parity.divergences()
     assert (report.precision, encoder) == ("fp16", "text") and divergence.describe()
+    again = write_bundle(make_model("plain"), tmp_path / "b", make_config("plain"), "text", options=Options(threads=1))
+    assert again.failed is None and not (tmp_path / "b.failed").exists()
     with pytest.raises(ParityError, match="nothing else was written"):
         write_bundle(
             make_model("plain"),
