@@ -216,7 +216,9 @@ class Exchange:
         self.began = time.perf_counter()
         given = self.headers.get("x-request-id", "")
         self.id = given if re.fullmatch(r"[\w-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
-        self.has_files = scope["path"] in _FORMS and self.headers.get("content-type", "").lower().startswith("multipart/")
+        self.has_files = scope["path"] in _FORMS and self.headers.get("content-type", "").lower().startswith(
+            "multipart/"
+        )
         self.limit = max_upload if self.has_files else _BODY
         self.status = 0
         self.received = self.sent = 0

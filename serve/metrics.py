@@ -36,9 +36,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self.requests = Counter(
-            "eao_requests", "Answers.", ["route", "method", "status"], registry=self.registry
-        )
+        self.requests = Counter("eao_requests", "Answers.", ["route", "method", "status"], registry=self.registry)
         self.seconds = Histogram(
             "eao_request_seconds", "Until an answer was complete.", ["route"], buckets=_SECONDS, registry=self.registry
         )

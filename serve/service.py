@@ -162,7 +162,9 @@ class Service:
         given = {"text": form.fields.get("text"), "video": form.files.get("video"), "audio": form.files.get("audio")}
         encoder = "-".join(name for name in MODALITIES if given[name] is not None)
         if not encoder:
-            raise Problem(400, "nothing to embed", "give the files video and audio, and the field text, or some of them")
+            raise Problem(
+                400, "nothing to embed", "give the files video and audio, and the field text, or some of them"
+            )
         if encoder == "text":
             return await self.embed_texts([form.fields["text"]])
         self._check_encoder(encoder)
@@ -207,9 +209,7 @@ class Service:
         folder = listing.below(query.folder) if query.folder else None
         where = Filter(folder, query.min_duration, query.max_duration, query.after, query.before)
         count = query.k + bool(wanted.without)
-        hits = self.index.search_vector(
-            wanted.vector, wanted.weights, k=count, where=where, explain=query.explain
-        )
+        hits = self.index.search_vector(wanted.vector, wanted.weights, k=count, where=where, explain=query.explain)
         hits = [hit for hit in hits if hit.file != wanted.without][: query.k]
         if any(hit.file not in listing.paths for hit in hits):  # indexed a moment ago
             listing = self.catalog.listing(at_once=True)

@@ -56,7 +56,7 @@ def open_file(file: File) -> tuple[BinaryIO, os.stat_result]:
         raise Problem(404, f"{file.name} is not on this machine", "it was indexed from its features")
     try:
         # Opening a pipe would wait for a writer.
-        handle = open(os.open(file.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        handle = open(os.open(file.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
     except OSError:
         raise Problem(404, f"{file.name} is gone, or may not be read", "index again: eao index") from None
     status = os.fstat(handle.fileno())
@@ -89,7 +89,9 @@ def video_response(method: str, given: Headers, file: File, handle: BinaryIO, st
     if _matches(given.get("if-none-match", ""), headers["etag"]):
         handle.close()
         return Response(status_code=304, headers=headers)
-    wanted = given.get("range", "") if given.get("if-range") in (None, headers["etag"], headers["last-modified"]) else ""
+    wanted = (
+        given.get("range", "") if given.get("if-range") in (None, headers["etag"], headers["last-modified"]) else ""
+    )
     ranged = find_range(wanted, size)
     begin, end = ranged or (0, size)
     if ranged is not None and begin >= end:

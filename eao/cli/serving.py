@@ -96,7 +96,12 @@ def http(
 
 
 def _check_packages() -> None:
-    needed = {"fastapi": "fastapi", "python_multipart": "python-multipart", "PIL": "pillow", "prometheus_client": "prometheus-client"}
+    needed = {
+        "fastapi": "fastapi",
+        "python_multipart": "python-multipart",
+        "PIL": "pillow",
+        "prometheus_client": "prometheus-client",
+    }
     for module, package in (needed | {"uvicorn": "uvicorn"}).items():
         if importlib.util.find_spec(module) is None:
             raise missing_dependency(package, "serve", "eao serve")

@@ -65,7 +65,9 @@ def test_a_body_whose_length_is_not_told_is_limited_as_it_comes() -> None:
             sent += 1
             yield b"x" * 10_000
 
-    (answer,) = ask(read, {"method": "POST", "url": "/search", "content": parts(), "headers": UPLOAD}, max_upload=50_000)
+    (answer,) = ask(
+        read, {"method": "POST", "url": "/search", "content": parts(), "headers": UPLOAD}, max_upload=50_000
+    )
     assert answer.status_code == 413
     assert "connection" in answer.headers  # what is left of the body must not be taken for another request
 
@@ -121,7 +123,7 @@ def test_a_bug_is_told_without_its_details() -> None:
         raise ZeroDivisionError("the secret is 42")
 
     (answer,) = ask(broken, {})
-    assert answer.status_code == 500 and "42" not in answer.text
+    assert answer.status_code == 500 and "secret" not in answer.text
 
 
 def test_a_problem_becomes_its_answer() -> None:

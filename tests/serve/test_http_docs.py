@@ -29,7 +29,12 @@ def test_the_commands_of_the_page_work(library: Library, tmp_path: Path) -> None
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with (tmp_path / "output").open("wb") as output:
         done = subprocess.run(
-            ["bash", "-c", script], cwd=tmp_path, stdout=output, stderr=output, timeout=180, env=os.environ | {"PATH": path}
+            ["bash", "-c", script],
+            cwd=tmp_path,
+            stdout=output,
+            stderr=output,
+            timeout=180,
+            env=os.environ | {"PATH": path},
         )
     told = (tmp_path / "output").read_text()
     assert done.returncode == 0, told
@@ -44,5 +49,5 @@ def test_every_metric_and_option_of_the_page_exists() -> None:
 
     text = PAGE.read_text(encoding="utf-8")
     shown = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
-    own = {option for option in re.findall(r"`(--[a-z-]+)", text)}
+    own = set(re.findall(r"`(--[a-z-]+)", text))
     assert own - set(re.findall(r"--[a-z-]+", shown)) == set()

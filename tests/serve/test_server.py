@@ -171,7 +171,15 @@ def test_nothing_is_left_behind(start: Start, library: Library, tmp_path: Path) 
 def test_a_key_protects_all_but_the_page(start: Start, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(f"{KEY}\n")
     own = start("--api-key-file", tmp_path / "key")
-    protected = ("/search?q=red", "/facets", "/videos/x", "/videos/x/thumbnail", "/metrics", "/openapi.json", "/nothing")
+    protected = (
+        "/search?q=red",
+        "/facets",
+        "/videos/x",
+        "/videos/x/thumbnail",
+        "/metrics",
+        "/openapi.json",
+        "/nothing",
+    )
     for path in protected:
         answer = own.get(path)
         assert answer.status_code == 401 and answer.headers["www-authenticate"].startswith("Bearer"), path

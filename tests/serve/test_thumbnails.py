@@ -24,7 +24,9 @@ def test_a_picture_is_of_the_file(site: Site) -> None:
     image = Image.open(io.BytesIO(answer.content)).convert("RGB")
     assert image.size == (320, 320)
     colours = list(image.getdata())
-    assert any(b > 150 and r < 90 and g < 90 for r, g, b in colours) and not any(r > 190 and b < 90 for r, _, b in colours)
+    assert any(b > 150 and r < 90 and g < 90 for r, g, b in colours) and not any(
+        r > 190 and b < 90 for r, _, b in colours
+    )
 
 
 @pytest.mark.parametrize(("width", "made"), [(16, 160), (160, 160), (200, 320), (640, 640), (2000, 640)])
