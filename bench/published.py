@@ -22,9 +22,9 @@ from eao.export.parity_report import BundleParity
 from eao.model import Batch, EverythingAtOnce, build_model
 
 ENGINES = ("onnx", "openvino")
-PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-weights", "int8-nncf")
 CALIBRATION_BATCHES, CLIPS = 2, 16
-_NEEDS = {"openvino": "openvino", "int8-weights": "nncf"}
+_NEEDS = {"openvino": "openvino", "int8-weights": "nncf", "int8-nncf": "nncf"}
 
 
 class PublishedReport(pydantic.BaseModel):
