@@ -120,7 +120,9 @@ def choose_engines(
         if not fitting:
             raise ServingError(_no_engine(manifest, name, target, wanted, precision), _hint(target))
         specs = manifest.specs(name)
-        choices.append(Choice(name, fitting[0], specs, manifest.encoders[name].output, _profiles(fitting[0], specs, config)))
+        choices.append(
+            Choice(name, fitting[0], specs, manifest.encoders[name].output, _profiles(fitting[0], specs, config))
+        )
     return choices
 
 

@@ -42,9 +42,8 @@ def write_words(source: Path, target: Path, ids: int, rows: int) -> None:
         rows: N.
     """
     model = _load(source)
-    from onnx import TensorProto, helper, numpy_helper
-
     import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
 
     graph, states = model.graph, model.graph.output[0]
     rename_values(graph, {"text": "text.inner", "text_mask": "text_mask.inner"})

@@ -46,9 +46,7 @@ def _max_pool(streams: list[np.ndarray], n_tokens: int) -> list[np.ndarray]:
     factors = [len(x) // n_tokens for x in streams]
     if not _exceeds(streams, n_tokens) or min(factors) <= 1:
         return streams
-    return [
-        x[: len(x) // k * k].reshape(-1, k, x.shape[1]).max(axis=1) for x, k in zip(streams, factors, strict=True)
-    ]
+    return [x[: len(x) // k * k].reshape(-1, k, x.shape[1]).max(axis=1) for x, k in zip(streams, factors, strict=True)]
 
 
 def _clip(streams: list[np.ndarray], n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
