@@ -92,6 +92,7 @@ def test_an_index_of_another_model_is_refused(served: Served, index: Path, tmp_p
         )
 
 
+@pytest.mark.slow
 def test_bench_measures_the_server_beside_the_engines(eao: Eao, served: Served, bundle: Path) -> None:
     encoders = f"text,{served.address('grpc')}"
     done = eao("bench", bundle, "--encoder", encoders, "--batch", 1, "--seconds", 0.1, "--threads", 1, "--json")
