@@ -46,11 +46,12 @@ MEL_BANDS = 40
 
 @dataclass(frozen=True)
 class Axis:
-    """A size that may vary: at least `minimum`, and a multiple of `multiple`."""
+    """A size that may vary: at least `minimum`, at most `maximum` if there is one, and a multiple of `multiple`."""
 
     name: str
     minimum: int = 1
     multiple: int = 1
+    maximum: int | None = None
 
     def size(self, units: int) -> int:
         """The size `units` steps of `multiple` give, raised to the minimum."""

@@ -231,7 +231,7 @@ def _dim(axis: Axis) -> Any:
     # At the cap itself pooling is the identity, but the tracer would take it for a branch of its own.
     least = 1 if axis.minimum == axis.multiple else axis.minimum // axis.multiple + 1
     if axis.multiple == 1:
-        return torch.export.Dim(axis.name, min=least)
+        return torch.export.Dim(axis.name, min=least, max=axis.maximum)
     return axis.multiple * torch.export.Dim(f"{axis.name}_{axis.multiple}", min=least)
 
 

@@ -149,8 +149,8 @@ class MiniLMText:
         self.dim = int(model.config.hidden_size)
         self.max_words = max_words
         length = max_words + tokenizer.num_special_tokens_to_add()
-        length = min(length, model.config.max_position_embeddings)
-        self.words = WordStates(tokenizer, _HiddenStates(model), length, max_words)
+        network = HiddenStates(model)
+        self.words = WordStates(tokenizer, network, min(length, network.max_length), max_words)
 
     def encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See `TextEncoder.encode`."""
@@ -176,8 +176,8 @@ class ClipText:
 
         self.dim = int(model.config.projection_dim)
         self.max_words = max_words
-        network = _HiddenStates(model, model.text_projection)
-        self.words = WordStates(tokenizer, network, int(model.config.max_position_embeddings), max_words)
+        network = HiddenStates(model, model.text_projection)
+        self.words = WordStates(tokenizer, network, network.max_length, max_words)
 
     def encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See `TextEncoder.encode`."""
@@ -196,12 +196,21 @@ def minilm_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-class _HiddenStates(nn.Module):
-    """Token ids (B, L) and attention mask (B, L) to a transformers model's states (B, L, D), projected if asked for."""
+class HiddenStates(nn.Module):
+    """Token ids (B, L) and attention mask (B, L), both int64, to a transformers model's states (B, L, D).
 
-    def __init__(self, model: nn.Module, projection: nn.Module | None = None) -> None:
+    Args:
+        model: of transformers.
+        projection: applied to every state.
+
+    Attributes:
+        max_length: the greatest L.
+    """
+
+    def __init__(self, model: Any, projection: nn.Module | None = None) -> None:
         super().__init__()
         self.model = model
+        self.max_length = int(model.config.max_position_embeddings)
         self.projection = nn.Identity() if projection is None else projection
 
     def forward(self, ids: Tensor, attention: Tensor) -> Tensor:
@@ -214,14 +223,14 @@ class WordStates:
 
     Args:
         tokenizer: of transformers.
-        network: token ids (B, L) and attention mask (B, L), both int64, to states (B, L, D).
+        network: from ids to states.
         length: the most ids of a sentence, special ones included.
         max_words: the most word pieces that are given back.
     """
 
     batch_size = 64
 
-    def __init__(self, tokenizer: Any, network: nn.Module, length: int, max_words: int) -> None:
+    def __init__(self, tokenizer: Any, network: HiddenStates, length: int, max_words: int) -> None:
         self.tokenizer = tokenizer
         self.network = network
         self.length = length
