@@ -45,6 +45,21 @@ def test_clips_of_a_file_are_replaced_together_whatever_its_name(store: ClipStor
     assert (len(store), list(store.files())) == (1, [HOSTILE[0]])
 
 
+def test_durations_and_changes_are_told(store: ClipStore) -> None:
+    assert store.durations() == {}
+    before = store.version()
+    store.replace(["/a", "/b"], make_rows("/a", range(2), duration=3.5) + make_rows("/b", range(1), duration=7.0))
+    assert store.durations() == {"/a": 3.5, "/b": 7.0}
+    if before is not None:  # Milvus does not tell
+        changed = store.version()
+        assert changed != before and store.version() == changed
+        store.remove(["/a"])
+        assert store.version() not in (before, changed)
+    else:
+        store.remove(["/a"])
+    assert store.durations() == {"/b": 7.0}
+
+
 def test_names_select_only_themselves(store: ClipStore) -> None:
     for name in HOSTILE:
         store.replace([name], make_rows(name, range(2)))

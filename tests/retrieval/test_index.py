@@ -51,6 +51,19 @@ def test_every_file_is_found_and_long_ones_in_windows(built: Index, clips: Path)
         assert 0 <= hit.start < hit.end <= 5.1
 
 
+def test_an_embedded_query_finds_what_its_words_find(built: Index, embedder: Embedder, clips: Path) -> None:
+    vector = embedder.embed(text="red square")[0]
+    weights = {"video": 0.7, "audio": 0.3}
+    where = Filter(max_duration=4)
+    expected = built.search("red square", weights=weights, where=where, explain=True)
+    assert built.search_vector(vector, weights, where=where, explain=True) == expected
+    assert set(built.states()) == set(built.durations()) == {str(path) for path in clips.rglob("*.mp4")}
+    cosine = built.vectors(expected[0].id)["video"] @ vector
+    assert expected[0].explanation is not None
+    assert cosine == pytest.approx(expected[0].explanation.matches["video"].cosine, abs=1e-6)
+    assert built.vectors("nothing") == {}
+
+
 def test_scores_are_the_cosines_of_the_best_window(built: Index, embedder: Embedder, clips: Path) -> None:
     query = embedder.embed(text="red square")[0]
     windows = embedder.embed_clips(clips / "long.mp4")
