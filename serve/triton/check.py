@@ -1,4 +1,4 @@
-"""Checks of a model repository that need no server: what Triton would refuse, and what it would only find at run time."""
+"""Checks of a model repository that need no server: what Triton would refuse, and what it would find while running."""
 
 from __future__ import annotations
 

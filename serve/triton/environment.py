@@ -62,7 +62,7 @@ class Environment:
 
 
 def default_folder() -> Path:
-    """`$EAO_TRITON_FOLDER`, by default `$XDG_CACHE_HOME/eao/triton-3.11` (or `~/.cache/...`, and by Python's version)."""
+    """`$EAO_TRITON_FOLDER`, by default `$XDG_CACHE_HOME/eao/triton-3.11` (by Python's version; or in `~/.cache`)."""
     if named := os.environ.get(FOLDER_VARIABLE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eao" / f"triton-{VERSION}"
@@ -142,8 +142,9 @@ def _lay_out(folder: Path) -> Environment:
         _copy(source, backends / "python" / source.name)
     ours = importlib.resources.files("eao.serve") / "backends"
     for name in BACKENDS:
-        with importlib.resources.as_file(ours / name / "model.py") as source:
-            _copy(source, backends / name / "model.py")
+        for file in (ours / name / "model.py", ours / "eao_rows.py"):
+            with importlib.resources.as_file(file) as source:
+                _copy(source, backends / name / file.name)
     libraries = [packages / "nvidia_pytriton.libs"]
     own = Path(sysconfig.get_config_var("LIBDIR") or "/nowhere")
     if (own / f"libpython{VERSION}.so.1.0").exists():

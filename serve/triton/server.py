@@ -148,6 +148,7 @@ def _process(
             stdout=messages,
             stderr=subprocess.STDOUT,
             env=environment.variables(),
+            cwd=environment.folder,  # Python models would import what lies in the working folder
             start_new_session=True,
         )
         try:
@@ -174,13 +175,19 @@ def _wait(process: subprocess.Popen[bytes], ports: Ports, log: Path, deadline: f
     while True:
         if process.poll() is not None:
             raise ServingError("Triton Inference Server did not start", _reason(log))
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(f"http://{HOST}:{ports.http}/v2/health/ready", timeout=2) as reply:
-                if reply.status == 200:
-                    return
+        if _answers(f"http://{HOST}:{ports.http}/v2/health/ready"):
+            return
         if time.monotonic() > deadline:
             raise ServingError("Triton Inference Server was not ready in time", _reason(log))
         time.sleep(0.1)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:  # not there yet, or there and not ready
+        return False
 
 
 def _reason(log: Path) -> str:

@@ -269,9 +269,11 @@ def test_it_is_stopped_with_nothing_left(bundle: Path, environment: Environment,
 
 def test_a_model_that_does_not_load_is_named(repository: Path, environment: Environment) -> None:
     (repository / "audio" / "1" / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(ServingError, match=r"did not start\n.*audio.*model\.onnx"):
-        with running(repository, environment=environment):
-            pytest.fail("it is ready")
+    with (
+        pytest.raises(ServingError, match=r"did not start\n.*audio.*model\.onnx"),
+        running(repository, environment=environment),
+    ):
+        pytest.fail("it is ready")
 
 
 def test_a_port_that_is_taken_is_named(written: Path, environment: Environment) -> None:
@@ -279,9 +281,9 @@ def test_a_port_that_is_taken_is_named(written: Path, environment: Environment) 
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ServingError, match=f"port {port} of 127.0.0.1 is taken"):
-            with running(written, Ports(grpc=port), environment):
-                pytest.fail("it is ready")
+        said = f"port {port} of 127.0.0.1 is taken"
+        with pytest.raises(ServingError, match=said), running(written, Ports(grpc=port), environment):
+            pytest.fail("it is ready")
 
 
 @pytest.mark.parametrize(("kind", "engine"), [("minilm", "onnxruntime"), ("clip", "openvino")])
