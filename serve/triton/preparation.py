@@ -29,6 +29,8 @@ from eao.serve.triton.schema import Target, TensorSpec
 ENSEMBLE = "embed-"
 """Before the name of an encoder, that of the ensemble from raw inputs to its embedding."""
 PREPARE = "prepare-"
+AFTER, DONE = "after", "done"
+"""An input that is not looked at, and the output of another model that is put there, to run one after the other."""
 WORDS = "words"
 WORDS_JSON = "words.json"
 WORDS_ONNX = "words.onnx"
@@ -160,20 +162,29 @@ def prepare_audio(config: Config, folder: Path, max_batch_size: int, needed: Seq
 
 def ensemble(choice: Choice, prepared: dict[str, Prepared], embedding_dim: int) -> Any:
     """The configuration of the ensemble from an encoder's raw inputs to its embedding."""
-    parts = [prepared[modality] for modality in encoder_modalities(choice.encoder)]
+    modalities = encoder_modalities(choice.encoder)
     config = schema.model(
         f"{ENSEMBLE}{choice.encoder}",
         "ensemble",
-        [spec for part in parts for spec in part.inputs],
+        [spec for modality in modalities for spec in prepared[modality].inputs],
         [TensorSpec(EMBEDDING, "float32", (embedding_dim,))],
         choice.max_batch_size,
     )
+    # One after the other, the network of words last: Triton (2.51) never lets go of a request that one step of an
+    # ensemble refuses while another is under way, and then cannot unload the model.
+    ordered = [modality for modality in ("video", "audio", "text") if modality in modalities]
     taken = {spec.name for spec in choice.specs}
-    steps = [step for part in parts for step in part.steps]
-    read = taken.union(*(step.inputs for step in steps))
-    for step in steps:
-        made = {name: name for name in step.outputs if name in read}
-        schema.ensemble_step(config, step.model, {name: name for name in step.inputs}, made)
+    for i, modality in enumerate(ordered):
+        steps = prepared[modality].steps
+        read = taken.union(*(step.inputs for step in steps))
+        for step in steps:
+            given = {name: name for name in step.inputs}
+            made = {name: name for name in step.outputs if name in read}
+            if step is steps[0] and i > 0:
+                given[AFTER] = f"{ordered[i - 1]}-{DONE}"
+            if step is steps[0] and i + 1 < len(ordered):
+                made[DONE] = f"{modality}-{DONE}"
+            schema.ensemble_step(config, step.model, given, made)
     schema.ensemble_step(config, choice.model, {name: name for name in sorted(taken)}, {choice.embedding: EMBEDDING})
     return config
 
@@ -194,7 +205,8 @@ def _python_model(
         for source in (models / _SHARED, *sorted((models / kind).glob("*.py"))):
             shutil.copyfile(source, version / source.name)
     write_json(version / "facts.json", facts)
-    config = schema.model(f"{PREPARE}{modality}", "python", inputs, outputs, max_batch_size)
+    after, done = TensorSpec(AFTER, "bool", (1,), optional=True), TensorSpec(DONE, "bool", (1,))
+    config = schema.model(f"{PREPARE}{modality}", "python", [*inputs, after], [*outputs, done], max_batch_size)
     schema.batch_requests(config, delay_us=0)  # rows are computed one by one: nothing is worth a wait
     schema.place_on_cpu(config)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -17,14 +18,18 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from eao.errors import ServingError
 from eao.serve.triton.environment import BACKENDS, Environment, prepare
+from eao.serve.triton.schema import CONFIG
 
 HOST = "127.0.0.1"
 _SHARED_MEMORY = Path("/dev/shm")
-_EXIT_SECONDS = 30
+_DRAIN_SECONDS = 30
+"""For requests under way, when the server is stopped."""
+_CONNECTION_SECONDS = 2
+"""For clients to close their connections, after that."""
 
 
 class Ports(NamedTuple):
@@ -133,7 +138,7 @@ def _process(
         "--load-model=*",
         "--disable-auto-complete-config",
         "--rate-limit=execution_count",
-        f"--exit-timeout-secs={_EXIT_SECONDS}",
+        f"--exit-timeout-secs={_CONNECTION_SECONDS}",
         *(f"--{name}-address={HOST}" for name in ("http", "grpc", "metrics")),
         *(f"--{name}-port={port}" for name, port in ports._asdict().items()),
         # A crashed stub leaves its region behind; by this name it is found, and no other server's is touched.
@@ -154,21 +159,49 @@ def _process(
         try:
             yield process
         finally:
-            _stop(process)
+            _stop(process, repository, ports.http)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], repository: Path, port: int) -> None:
     """Let the server finish what it has begun; after that, end it and its children."""
     try:
         if process.poll() is None:
+            with contextlib.suppress(OSError, ValueError):  # it never came to listen, or hangs
+                _drain(repository, f"http://{HOST}:{port}/v2/repository")
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_EXIT_SECONDS + 5)
+                process.wait(_CONNECTION_SECONDS + 10)
     finally:  # also when interrupted again
         # The session has the stubs in it too, should one have outlived the server.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _drain(repository: Path, url: str) -> None:
+    """Unload every model, ensembles before what they use: each answers first what was asked of it.
+
+    On its own the server would wait for clients to close their connections, which they keep open for the next request.
+    """
+    deadline = time.monotonic() + _DRAIN_SECONDS
+    ensembles = {
+        path.parent.name for path in repository.glob(f"*/{CONFIG}") if 'platform: "ensemble"' in path.read_text()
+    }
+    loaded = {model["name"] for model in _post(f"{url}/index") if model.get("state") == "READY"}
+    for names in (loaded & ensembles, loaded - ensembles):
+        for name in sorted(names):
+            _post(f"{url}/models/{name}/unload")
+        while time.monotonic() < deadline:
+            states = {model["name"]: model.get("state") for model in _post(f"{url}/index")}
+            if all(states.get(name, "UNAVAILABLE") == "UNAVAILABLE" for name in names):
+                break
+            time.sleep(0.05)
+
+
+def _post(url: str) -> Any:
+    request = urllib.request.Request(url, data=b"{}", method="POST")
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        return json.loads(reply.read() or b"null")
 
 
 def _wait(process: subprocess.Popen[bytes], ports: Ports, log: Path, deadline: float) -> None:

@@ -21,15 +21,18 @@ def answer(
     Args:
         requests: as Triton hands them over.
         inputs: their names; an optional one that was not sent is left out of what `compute` gets.
-        outputs: the names of what `compute` returns.
+        outputs: the names of what `compute` returns; `done` is added, which the next model of an ensemble waits for.
         compute: inputs by name, with a leading batch axis, to outputs by name.
     """
     responses = []
     for request in requests:
         try:
             given = {name: pb_utils.get_input_tensor_by_name(request, name) for name in inputs}
-            found = compute({name: tensor.as_numpy() for name, tensor in given.items() if tensor is not None})
+            arrays = {name: tensor.as_numpy() for name, tensor in given.items() if tensor is not None}
+            found = compute(arrays)
             tensors = [pb_utils.Tensor(name, np.ascontiguousarray(found[name])) for name in outputs]
+            rows = len(next(iter(arrays.values())))
+            tensors.append(pb_utils.Tensor("done", np.ones((rows, 1), dtype=bool)))
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
         except ValueError as error:
             fault = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
