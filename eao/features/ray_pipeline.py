@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _LARGEST_BLOCK = 16  # files that an actor takes at a time, and that are repeated when it dies
 _BLOCKS_PER_ACTOR = 4  # at the least, so that none is idle while another has much left
+_STARTS = 3
 _MOST_ATTEMPTS = (
     4  # at a block whose actor died: Ray itself repeats it without end, and a file may be what kills actors
 )
@@ -59,17 +60,29 @@ def extract_on_ray(
         raise missing_dependency("ray", "ray", "extraction on a cluster") from None
     started = not ray.is_initialized()
     if started:
-        try:
-            ray.init(address=address or None, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise DataError(
-                f"the Ray cluster {address or 'of this machine'} cannot be used: {error}", "look at it with: ray status"
-            ) from None
+        _connect(address)
     try:
         yield _results(sources, extractor, folder, options)
     finally:
         if started:
             ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Find the cluster, or start one, for which Ray waits 30 s: too little for a machine with much else to do."""
+    import ray
+
+    for attempt in range(_STARTS):
+        try:
+            ray.init(address=address or None, log_to_driver=False, logging_level=logging.WARNING)
+            return
+        except Exception as error:  # Ray raises plain ones
+            ray.shutdown()
+            if "timed out during startup" in str(error) and attempt + 1 < _STARTS:
+                continue
+            raise DataError(
+                f"the Ray cluster {address or 'of this machine'} cannot be used: {error}", "look at it with: ray status"
+            ) from None
 
 
 class Actor:

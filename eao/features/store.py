@@ -258,7 +258,7 @@ class FeatureStore:
             if there != here:
                 raise ConfigError(
                     f"{self.folder} holds features of another configuration: {key} is {there} there, {here} here",
-                    f"give another output folder, or the configuration in {path}",
+                    f"give another folder, or what {path} says; eao extract --model MODEL takes what it was trained on",
                 )
 
     def _write_manifest(self) -> None:

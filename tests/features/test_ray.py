@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eao.config import FeaturesConfig
-from eao.errors import MissingDependencyError
+from eao.errors import DataError, MissingDependencyError
 from eao.features.extract import extract_folder
 from eao.features.inputs import Part, Source, find_sources
 from eao.features.pipeline import Options
@@ -135,3 +135,19 @@ def test_a_missing_package_is_named(tmp_path: Path, videos: Path, monkeypatch: p
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"eao\[ray\]"):
         extract_folder([videos], tmp_path, CONFIG, ray="")
+
+
+@pytest.mark.parametrize(("message", "tries"), [("The current node timed out during startup.", 3), ("no such host", 1)])
+def test_a_cluster_that_cannot_be_had_is_named(
+    monkeypatch: pytest.MonkeyPatch, videos: Path, tmp_path: Path, message: str, tries: int
+) -> None:
+    asked: list[object] = []
+
+    def refuse(**options: object) -> None:
+        asked.append(options["address"])
+        raise Exception(message)  # as Ray does
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(DataError, match=message) as error:
+        extract_folder([videos], tmp_path / "out", CONFIG, options=OPTIONS, ray="")
+    assert len(asked) == tries and error.value.hint == "look at it with: ray status"
