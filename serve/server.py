@@ -20,7 +20,7 @@ _IDLE = 10  # seconds that a connection without a request is kept
 _CLOSING = 5  # seconds that connections get to close after the drain
 
 
-def serve(index: Index, settings: Settings, on_ready: Callable[[str], None] | None = None) -> None:
+def serve(index: Index, settings: Settings, on_ready: Callable[[str], object] | None = None) -> None:
     """Serve until a signal says to stop; then finish what was accepted.
 
     At the first SIGTERM or SIGINT new requests are refused with 503, and those that were accepted are finished, for
@@ -73,7 +73,7 @@ def address_of(listener: socket.socket) -> str:
 
 
 async def _serve(
-    index: Index, settings: Settings, listener: socket.socket, on_ready: Callable[[str], None] | None
+    index: Index, settings: Settings, listener: socket.socket, on_ready: Callable[[str], object] | None
 ) -> None:
     from eao.serve.app import create_app
     from eao.serve.metrics import Metrics

@@ -36,16 +36,23 @@ _WORDS = ("red", "blue", "dog", "cat", "left", "right", "runs", "sleeps")
 def test_all_kinds_of_requests_for_a_while(start: Callable[..., Site], library: Library) -> None:
     if INDEX is not None:
         library = Library(Path(INDEX), Path(MODEL or INDEX), library.clips)
-    own = start(of=library)
+    own = start("--uploads", CLIENTS, of=library)  # that many may send a file at one moment
     seeds = itertools.count()
 
     @contextlib.contextmanager
-    def client() -> Iterator[Ask]:
+    def visit() -> Iterator[Visitor]:
         with httpx.Client(base_url=own.url, timeout=60) as connection:
-            visitor = Visitor(connection, random.Random(next(seeds)), (library.clips / "red.mp4").read_bytes())
+            yield Visitor(connection, random.Random(next(seeds)), (library.clips / "red.mp4").read_bytes())
+
+    @contextlib.contextmanager
+    def client() -> Iterator[Ask]:
+        with visit() as visitor:
             yield visitor.ask
 
-    ask_in_loops(client, CLIENTS, SECONDS / 4)
+    with visit() as first:  # what is loaded at first use is no growth
+        for kind in first.kinds:
+            kind()
+    ask_in_loops(client, CLIENTS, SECONDS / 2)
     with watch_memory(lambda: memory_bytes(own.process.pid), every=SECONDS / 40) as memory:
         traffic = ask_in_loops(client, CLIENTS, SECONDS)
     soak = Soak(clients=CLIENTS, traffic=traffic, memory_mb=[each / 1e6 for each in memory])
@@ -65,11 +72,11 @@ class Visitor:
         self.client = client
         self.chance = chance
         self.upload = upload
+        self.kinds = (self.search, self.embed, self.watch, self.send, self.err)
 
     def ask(self) -> None:
         """Some request, whose answer is checked."""
-        kinds = (self.search, self.embed, self.watch, self.send, self.err)
-        self.chance.choices(kinds, (60, 10, 15, 1, 5))[0]()
+        self.chance.choices(self.kinds, (60, 10, 15, 1, 5))[0]()
 
     def search(self) -> None:
         hits = self.get("/search", 200, q=self.words(), k=10)["hits"]
