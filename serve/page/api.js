@@ -57,5 +57,7 @@ async function refusal(response) {
   const wait = Number.parseFloat(response.headers.get("Retry-After"));
   const retryAfter = status === 503 || status === 429 ? (Number.isFinite(wait) ? wait : UNREACHABLE) : null;
   const message = told.message ?? (status === 503 ? "The service is busy" : `The service answered ${status}`);
-  return new ServiceError(message, { hint: told.hint ?? "", status, retryAfter });
+  return new ServiceError(sentence(message), { hint: sentence(told.hint ?? ""), status, retryAfter });
 }
+
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);

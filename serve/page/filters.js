@@ -79,7 +79,8 @@ export function closeFilters() {
 function setOpen(open) {
   form.hidden = !open;
   toggle.ariaExpanded = String(open);
-  if (open) form.querySelector("label:not([hidden]) :is(select, input)").focus();
+  if (!open || !matchMedia("(hover: hover)").matches) return; // on a phone a keyboard would cover them
+  form.querySelector("label:not([hidden]) :is(select, input)").focus();
 }
 
 function choose(folder) {

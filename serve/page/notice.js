@@ -53,7 +53,7 @@ export function hideNotice() {
 }
 
 function countDown(seconds) {
-  again.querySelector("span").textContent = `or wait: in ${seconds} s by itself`;
+  again.querySelector("span").textContent = `or by itself in ${seconds} s`;
   counting = setTimeout(() => (seconds > 1 ? countDown(seconds - 1) : retryNow()), 1000);
 }
 

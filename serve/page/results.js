@@ -86,7 +86,8 @@ function fill(card, hit, best) {
   const find = (selector) => card.querySelector(selector);
   const others = hit.clips.length - 1;
   find(".open").href = address({ open: hit.clip });
-  find(".name").textContent = hit.name;
+  find(".name > span").textContent = hit.name;
+  find(".name").title = hit.name;
   find(".time").textContent = others > 0 ? `${clock(hit.start)}  +${others}` : clock(hit.start);
   find(".time").title = others > 0 ? `and ${others} more in this file` : "";
   find(".folder").textContent = hit.folder.split("/").at(-1);

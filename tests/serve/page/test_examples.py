@@ -68,7 +68,7 @@ def test_a_chosen_sound_is_searched_with_and_words_join_it(page: Any, index: Any
 
 def test_a_pasted_sound_is_searched_with(page: Any, sound: Path) -> None:
     page.evaluate(
-        """data => dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }))""",
+        'data => dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, cancelable: true }))',
         transfer(page, sound, "audio/wav"),
     )
     page.wait_for_selector(".card")

@@ -21,7 +21,10 @@ def test_slash_goes_to_the_box_and_is_a_letter_in_it(found: Any) -> None:
 
 def test_arrows_move_in_two_dimensions(found: Any) -> None:
     columns = found.evaluate(
-        "() => { const all = [...document.querySelectorAll('.card')]; return all.filter(c => c.offsetTop === all[0].offsetTop).length; }"
+        """() => {
+          const all = [...document.querySelectorAll(".card")];
+          return all.filter((card) => card.offsetTop === all[0].offsetTop).length;
+        }"""
     )
     assert 1 < columns < found.locator(".card").count()
     found.focus("#words")

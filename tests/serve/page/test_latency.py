@@ -10,7 +10,9 @@ from .browsing import time_searches
 SENTENCES = ("red dog", "blue", "cat runs", "blue cat")
 
 
-def test_the_first_result_is_timed(open_page: Callable[..., Any], record_testsuite_property: Callable[..., None]) -> None:
+def test_the_first_result_is_timed(
+    open_page: Callable[..., Any], record_testsuite_property: Callable[..., None]
+) -> None:
     """Recorded, and held to no bound: a busy machine is no fault of the page (`tour.py --limit` asserts it)."""
     page = open_page()
     measured = time_searches(page, SENTENCES)

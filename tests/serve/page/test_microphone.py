@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
-from .browsing import CHROMIUM, chromium
+from .browsing import CHROMIUM, FLAGS
 
 
 def test_a_recording_is_searched_with(open_page: Callable[..., Any]) -> None:
@@ -34,11 +32,10 @@ def test_escape_throws_a_recording_away(open_page: Callable[..., Any]) -> None:
     assert page.evaluate("document.activeElement.id") == "microphone"
 
 
-def test_a_refused_microphone_is_told_and_what_was_found_stays(site: str) -> None:
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed: apt install chromium")
-    with chromium("--use-fake-device-for-media-stream", "--deny-permission-prompts") as browser:
-        page = browser.new_page()
+def test_a_refused_microphone_is_told_and_what_was_found_stays(browser: Any, site: str) -> None:
+    # The other browser says yes to every question.
+    with browser.browser_type.launch(executable_path=CHROMIUM, args=[*FLAGS, "--deny-permission-prompts"]) as refusing:
+        page = refusing.new_page()
         page.goto(f"{site}?q=red")
         page.wait_for_selector(".card")
         page.click("#microphone")

@@ -51,6 +51,7 @@ def test_a_busy_service_is_asked_again_after_the_time_it_names(page: Any, consol
     page.wait_for_selector("#notice.trouble")
     began = time.monotonic()
     assert page.inner_text("#notice-title") == "64 searches are being served already"
+    assert page.inner_text("#notice .text") == "Ask again in 2 s"
     assert "in 2 s" in page.inner_text("#notice .again") or "in 1 s" in page.inner_text("#notice .again")
     page.wait_for_selector(".card")
     assert time.monotonic() - began > 1.0
@@ -80,8 +81,8 @@ def test_a_file_that_the_service_finds_too_large(page: Any, tmp_path: Path, cons
     page.route("**/search", refuse(413, "the request is larger than 9 bytes", "send less, or a shorter file"))
     (tmp_path / "a.mp4").write_bytes(bytes(100))
     page.set_input_files("#file", tmp_path / "a.mp4")
-    page.wait_for_selector("text=the request is larger than 9 bytes")
-    assert page.inner_text("#notice .text") == "send less, or a shorter file"
+    page.wait_for_selector("text=The request is larger than 9 bytes")
+    assert page.inner_text("#notice .text") == "Send less, or a shorter file"
     assert not page.is_visible("#notice .again")
     take_expected(console, "413")
 
@@ -100,7 +101,7 @@ def test_trouble_takes_old_results_away(found: Any, console: list[str]) -> None:
     found.fill("#words", "blue")
     found.wait_for_selector("#notice.trouble")
     assert not found.is_visible("#results") and names(found) == []
-    assert "busy" in found.inner_text("#live")
+    assert "Busy" in found.inner_text("#live")
     take_expected(console, "503")
 
 
@@ -120,9 +121,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory, index: Any) -> Iterator[str
     """The address of a service that wants a key."""
     folder = tmp_path_factory.mktemp("locked")
     (folder / "key").write_text("open sesame, please\n")
-    with serving(
-        "--index", index.path, "--api-key-file", folder / "key", log=folder / "serve.log"
-    ) as address:
+    with serving("--index", index.path, "--api-key-file", folder / "key", log=folder / "serve.log") as address:
         yield address
 
 

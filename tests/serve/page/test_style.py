@@ -83,7 +83,8 @@ def test_a_phone_is_wide_enough(open_page: Callable[..., Any], state: Callable[[
     state(page)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     wide = page.evaluate(
-        """() => [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility() && !e.closest(".hidden, svg"))
+        """() => [...document.querySelectorAll("body *")]
+          .filter((e) => e.checkVisibility() && !e.closest(".hidden, svg"))
           .filter((e) => { const r = e.getBoundingClientRect(); return r.width && (r.right > 390.5 || r.left < -0.5); })
           .map((e) => e.outerHTML.slice(0, 90))"""
     )

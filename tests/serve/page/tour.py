@@ -1,8 +1,10 @@
 """Pictures of the search page for the documentation, and how long a search takes in it.
 
-    eao index runs/demo/data/videos/test --model runs/demo/bundle -o /tmp/tour-index
-    python tests/serve/page/tour.py --index /tmp/tour-index --images docs/images
-    python tests/serve/page/tour.py --index /tmp/tour-index --latency runs/page-latency.json --limit 300
+From the root of the repository, after `make demo`:
+
+    python tests/serve/page/tour.py --index runs/demo/index --images docs/images
+    python tests/serve/page/tour.py --index runs/demo/index --latency runs/page-latency.json --limit 300 \
+        -- --model runs/demo/engines --precision int8
 """
 
 from __future__ import annotations
@@ -41,25 +43,27 @@ def main() -> int:
     """Do what the command line asks for. Returns 1 if a search took longer than allowed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--index", required=True)
-    parser.add_argument("--model", help="by default the one that the index names")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="write the pictures here")
     parser.add_argument("--latency", type=Path, metavar="FILE", help="write the times here, as JSON")
-    parser.add_argument("--limit", type=float, metavar="MS", help="the longest that the median search may take")
+    parser.add_argument("--limit", type=float, metavar="MS", help="the longest that the slowest search may take")
+    parser.add_argument("serve", nargs="*", metavar="-- OPTION", help="what else eao serve is given")
     options = parser.parse_args()
-    given = ["--index", options.index, *(["--model", options.model] if options.model else [])]
     report: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder, serving(*given, log=Path(folder) / "log") as address:
-        with chromium(*MICROPHONE) as browser:
-            if options.latency or options.limit:
-                report = measure(browser, address)
-            if options.images:
-                take_pictures(browser, address, options.images)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving("--index", options.index, *options.serve, log=Path(folder) / "log") as address,
+        chromium(*MICROPHONE) as browser,
+    ):
+        if options.latency or options.limit:
+            report = measure(browser, address)
+        if options.images:
+            take_pictures(browser, address, options.images)
     if options.latency:
         options.latency.parent.mkdir(parents=True, exist_ok=True)
         options.latency.write_text(json.dumps(report, indent=2) + "\n")
     if report:
         print(f"first result: median {report['result']['median']:.0f} ms, worst {report['result']['worst']:.0f} ms")
-    if options.limit and report["result"]["median"] > options.limit:
+    if options.limit and report["result"]["worst"] > options.limit:
         print(f"[x] that is more than {options.limit:g} ms", file=sys.stderr)
         return 1
     return 0
@@ -94,10 +98,10 @@ def take_pictures(browser: Any, address: str, folder: Path) -> None:
         write_webp(page.screenshot(), folder / f"{name}.webp")
         context.close()
 
-    shoot("search-light", "?q=a+rooster+moving+to+the+left", hover, **DESKTOP)
-    shoot("search-dark", "?q=a+fish&seen=0.7&explain=true", no_caret, color_scheme="dark", **DESKTOP)
-    shoot("search-player", "?q=a+dolphin&explain=true", open_first, **DESKTOP)
-    shoot("search-phone", "?q=a+dog", no_caret, **PHONE)
+    shoot("search-light", "?q=a+bird", hover, **DESKTOP)
+    shoot("search-dark", "?q=a+flower&seen=0.7&explain=true", no_caret, color_scheme="dark", **DESKTOP)
+    shoot("search-player", "?q=an+animal+growing&explain=true", open_first, **DESKTOP)
+    shoot("search-phone", "?q=a+house", no_caret, **PHONE)
 
 
 def no_caret(page: Any) -> None:
