@@ -52,9 +52,9 @@ SUITES: dict[str, Suite] = {
     "forward": Suite("forward", "The packed model"),
     "gradcache": Suite("gradcache", "Batches beyond memory"),
     "index": Suite("index", "The search index"),
+    "load": Suite("load", "Serving under load"),
     "loader": Suite("loader", "Reading training data"),
     "loss": Suite("loss", "The loss and retrieval without the matrix of similarities"),
-    "serve": Suite("load", "Serving under load"),
 }
 
 

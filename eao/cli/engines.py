@@ -158,7 +158,7 @@ def bench(
         str,
         typer.Argument(
             help="A bundle; or compare A.json B.json; or "
-            "engines, attention, extract, forward, gradcache, index, loader, loss, serve."
+            "engines, attention, extract, forward, gradcache, index, load, loader, loss."
         ),
     ],
     overrides: Overrides = None,
@@ -185,7 +185,7 @@ def bench(
     vectors: Annotated[int | None, typer.Option(min=1000, help="Of `index`: clips; default 100,000.")] = None,
     dim: Annotated[int | None, typer.Option(min=16, help="Of `index`: width of a vector; default 6144.")] = None,
     index: Annotated[
-        str | None, typer.Option(help="Of `serve`: what is searched; default runs/demo/index. --model is its bundle.")
+        str | None, typer.Option(help="Of `load`: what is searched; default runs/demo/index. --model is its bundle.")
     ] = None,
     device: Device = None,
     output: Annotated[Path | None, typer.Option("--out", "-o", help="Write the report as JSON here.")] = None,
@@ -199,7 +199,7 @@ def bench(
     Instead of a bundle, the name of a benchmark that needs none: `engines` (at the paper's size), `forward` (the
     packed model), `attention`, `loss`, `gradcache` (training steps in chunks), `loader` (raw features and shards),
     `extract` (videos to features, beside plain loops), `index` (disk, build time, latency and recall of every way to
-    keep vectors) or `serve` (Triton Inference Server and `eao serve` under load, with a bundle and its index).
+    keep vectors) or `load` (Triton Inference Server and `eao serve` under load, with a bundle and its index).
     `compare A.json B.json` tells which times of two reports differ by more than the noise.
     """
     from eao.bench.run import SUITES, run_benchmark, run_comparison, run_suite
@@ -270,7 +270,7 @@ def bench(
 _TAKES = {
     "engines": ("--encoder", "--engine", "--precision"),
     "index": ("--vectors", "--dim"),
-    "serve": ("--model", "--index", "--seconds"),
+    "load": ("--model", "--index", "--seconds"),
 }
 """Options of benchmarks that need no bundle."""
 

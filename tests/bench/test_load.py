@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from eao.bench import load
 from eao.bench.closed_loop import Traffic
 from eao.bench.hardware import Hardware
+from eao.cli import app
 from eao.errors import ConfigError
 
 from ..serve.conftest import bundle, clips  # noqa: F401
@@ -122,3 +124,7 @@ def test_sentences_do_not_repeat() -> None:
 def test_a_bundle_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no bundle at .*nothing"):
         load.run(tmp_path / "nothing")
+    # The command takes the bundle and the index, also where folders are called as its parts are.
+    arguments = ["bench", "load", "--model", str(tmp_path / "nothing"), "--index", "i", "--seconds", "1"]
+    with pytest.raises(ConfigError, match="no bundle at .*nothing"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
