@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,7 +134,9 @@ def search(
         print_json([asdict(hit) for hit in hits])
         return
     looked_for = [query, *(str(path) for path in (video, audio) if path is not None)]
-    print_table(" + ".join(filter(None, looked_for)), _rows(hits, opened.encoders))
+    shared = _common_folder([hit.file for hit in hits])
+    title = " + ".join(filter(None, looked_for))
+    print_table(f"{title}, in {shared}" if shared else title, _rows(hits, opened.encoders, shared))
 
 
 def _check_options(
@@ -212,16 +215,32 @@ def _as_indexed(name: str) -> str:
     return f"{Path(file).absolute()}{mark}{time}" if mark else str(Path(name).absolute())
 
 
-def _rows(hits: list[Hit], encoders: tuple[str, ...]) -> list[dict[str, Any]]:
+def _rows(hits: list[Hit], encoders: tuple[str, ...], folder: str) -> list[dict[str, Any]]:
+    more = any(len(hit.clips) > 1 for hit in hits)
     rows = []
     for hit in hits:
-        row: dict[str, Any] = {"rank": hit.rank, "score": f"{hit.score:.3f}", "file": hit.file}
-        row |= {"from": f"{hit.start:.1f} s", "to": f"{hit.end:.1f} s"}
-        row["also at"] = ", ".join(f"{clip.start:.1f} s" for clip in hit.clips[1:])
+        name = os.path.relpath(hit.file, folder) if folder else hit.file
+        row: dict[str, Any] = {"rank": hit.rank, "score": f"{hit.score:.3f}", "file": name}
+        row["at"] = f"{hit.start:.1f}-{hit.end:.1f} s"
+        if more:
+            row["also at"] = ", ".join(f"{clip.start:.1f} s" for clip in hit.clips[1:])
         if hit.explanation is not None:
             row["found by"] = hit.explanation.strongest
-            for encoder in encoders:
-                match = hit.explanation.matches.get(encoder)
-                row[encoder] = f"{match.cosine:.3f} ({match.standard_score:+.1f} sd)" if match is not None else ""
+            matches = [(encoder, hit.explanation.matches.get(encoder)) for encoder in encoders]
+            row["fit"] = "\n".join(
+                f"{encoder} {match.cosine:.3f} ({match.standard_score:+.1f} sd)"
+                for encoder, match in matches
+                if match is not None
+            )
         rows.append(row)
     return rows
+
+
+def _common_folder(files: list[str]) -> str:
+    """The folder that holds all files, so that a table need not say it of each; "" if there is none."""
+    if any("://" in file for file in files):
+        return ""
+    try:
+        return os.path.commonpath([os.path.dirname(file) for file in files])
+    except ValueError:  # nothing, or on several drives
+        return ""
