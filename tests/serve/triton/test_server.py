@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -265,6 +267,58 @@ def test_it_is_stopped_with_nothing_left(bundle: Path, environment: Environment,
     assert not any(Path(f"/proc/{pid}").exists() for pid in (server.pid, *children))
     assert not started & set(os.listdir("/dev/shm"))
     assert not log.exists()
+
+
+def test_a_client_that_keeps_its_connection_does_not_keep_the_server(
+    bundle: Path, environment: Environment, tmp_path: Path
+) -> None:
+    write_repository(bundle, tmp_path / "out", encoders=["text"])
+    with running(tmp_path / "out", environment=environment) as server:
+        connection = http.client.HTTPConnection(server.http)
+        connection.request("GET", "/v2/health/live")
+        connection.getresponse().read()
+        begun = time.monotonic()
+    assert server.process.returncode == 0
+    assert time.monotonic() - begun < 15  # and not the 30 s that requests may take
+    connection.close()
+
+
+def test_requests_under_way_are_answered_before_the_server_stops(
+    written: Path, environment: Environment, expected: Callable[..., np.ndarray]
+) -> None:
+    video = np.ones((64, 40, 98), np.float32)
+    waves = np.sin(np.arange(320_000) / 7).astype(np.float32)[None].repeat(64, 0)  # a second of work and more
+    wanted = expected(
+        "video-audio",
+        None,
+        [ClipFeatures(None, v, log_mel(w), 20.0) for v, w in zip(video[:1], waves[:1], strict=True)],
+    )
+    with ThreadPoolExecutor(1) as pool:
+        with running(written, environment=environment) as server:
+            ask = client_of(server, "grpc")
+            answer = pool.submit(ask._infer, "embed-video-audio", video_3d=video, waveform=waves)
+            while not any(int(statistics(server, m)["inference_count"]) for m in ("prepare-video", "prepare-audio")):
+                assert not answer.done()
+                time.sleep(0.01)
+        found = answer.result(10)
+        ask.client.close()
+    np.testing.assert_allclose(found, wanted.repeat(64, 0), atol=ATOL)
+
+
+def test_refused_requests_do_not_keep_a_model_from_being_unloaded(written: Path, environment: Environment) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    good = {"sentence": sentences_of("red"), "video_3d": np.ones((1, 2, 98), np.float32)}
+    bad = {
+        "sentence": sentences_of("?!"),
+        "video_3d": np.full((1, 2, 98), np.nan, np.float32),
+        "waveform": np.full((1, 500), np.nan, np.float32),
+    }
+    with running(written, environment=environment) as server, client_of(server, "http") as ask:
+        for name in bad:
+            with pytest.raises(InferenceServerException):
+                ask("embed-text-video-audio", **{**good, "waveform": np.ones((1, 500), np.float32), name: bad[name]})
+    assert server.process.returncode == 0  # not so where a model is left over
 
 
 def test_a_model_that_does_not_load_is_named(repository: Path, environment: Environment) -> None:
