@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eao.errors import ServingError
-from eao.serve.triton.schema import messages, read_config
+from eao.serve.triton.schema import CONFIG, messages, read_config
 
 FILES = {"onnxruntime": "model.onnx", "openvino": "model.xml", "tensorrt": "model.plan", "python": "model.py"}
 """Backend -> the file it opens, unless the configuration names another."""
@@ -27,12 +27,16 @@ def check_repository(folder: str | Path) -> tuple[str, ...]:
     if not configs:
         raise ServingError(f"{folder} has no models", "write it with eao serve triton --bundle BUNDLE")
     for name, config in configs.items():
-        faults = [*_model_faults(folder / name, config)]
+        _refuse(folder / name, _model_faults(folder / name, config))
+    for name, config in configs.items():  # when each model is known to be sound by itself
         if config.platform == "ensemble":
-            faults += _ensemble_faults(config, configs)
-        if faults:
-            raise ServingError(f"{folder / name / 'config.pbtxt'}: {faults[0]}", "write the repository again")
+            _refuse(folder / name, _ensemble_faults(config, configs))
     return tuple(configs)
+
+
+def _refuse(folder: Path, faults: list[str]) -> None:
+    if faults:
+        raise ServingError(f"{folder / CONFIG}: {faults[0]}", "write the repository again")
 
 
 def _model_faults(folder: Path, config: Any) -> list[str]:

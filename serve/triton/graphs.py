@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -75,13 +76,17 @@ def write_words(source: Path, target: Path, ids: int, rows: int) -> None:
 def write_openvino(source: Path, target: Path) -> None:
     """Copy OpenVINO's .xml, its output renamed to `embedding`, and the .bin with its weights."""
     tree = ElementTree.parse(source)
-    results = {layer.get("id") for layer in tree.iter("layer") if layer.get("type") == "Result"}
+    results = {layer.get("id"): layer for layer in tree.iter("layer") if layer.get("type") == "Result"}
     edges = [edge for edge in tree.iter("edge") if edge.get("to-layer") in results]
     if len(edges) != 1:
         raise ServingError(f"{source} has {len(edges)} outputs, not one", "export the bundle again")
+    for port in tree.iter("port"):
+        if port.get("names") == EMBEDDING:
+            port.set("names", _RENAMED)
     layer = next(layer for layer in tree.iter("layer") if layer.get("id") == edges[0].get("from-layer"))
     port = next(port for port in layer.iter("port") if port.get("id") == edges[0].get("from-port"))
     port.set("names", EMBEDDING)
+    results[edges[0].get("to-layer")].set("output_names", EMBEDDING)
     tree.write(target, encoding="utf-8", xml_declaration=True)
     link_or_copy(source.with_suffix(".bin"), target.with_suffix(".bin"))
 
@@ -123,7 +128,8 @@ def _save(model: Any, source: Path, target: Path) -> None:
 
     outside = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     for name in {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}:
-        link_or_copy(source.parent / name, target.parent / name)
+        # Not linked: onnx takes a file with several names for an attempt to read others' files.
+        shutil.copyfile(source.parent / name, target.parent / name)
     target.write_bytes(model.SerializeToString())
     try:
         onnx.checker.check_model(str(target))

@@ -13,7 +13,7 @@ from eao.serve.triton.environment import Environment
 from eao.serve.triton.repository import DEPLOYMENT, write_repository
 
 
-@pytest.fixture(scope="module", params=["cpu", "gpu"])
+@pytest.fixture(scope="module", params=["cpu", "gpu"], ids=["for-cpu", "for-gpu"])
 def deployed(
     request: pytest.FixtureRequest, bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
