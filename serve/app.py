@@ -91,7 +91,7 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _add_state(app: FastAPI, service: Service, frame: Frame) -> None:
-    @app.get("/health", responses={503: {"model": Health}, 400: {"model": ErrorReply}})
+    @app.get("/health", responses={503: {"model": Health | ErrorReply}, 400: {"model": ErrorReply}})
     async def health(response: Response) -> Health:
         """Whether the service answers; 503 while it finishes what it has accepted before it ends."""
         listing = await service.listing()
