@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .browsing import CHROMIUM, FLAGS
+from .browsing import CHROMIUM, FLAGS, MICROPHONE
 
 
 def test_a_recording_is_searched_with(open_page: Callable[..., Any]) -> None:
@@ -33,8 +33,8 @@ def test_escape_throws_a_recording_away(open_page: Callable[..., Any]) -> None:
 
 
 def test_a_refused_microphone_is_told_and_what_was_found_stays(browser: Any, site: str) -> None:
-    # The other browser says yes to every question.
-    with browser.browser_type.launch(executable_path=CHROMIUM, args=[*FLAGS, "--deny-permission-prompts"]) as refusing:
+    deny = (MICROPHONE[0], "--deny-permission-prompts")  # the other browser says yes to every question
+    with browser.browser_type.launch(executable_path=CHROMIUM, args=[*FLAGS, *deny]) as refusing:
         page = refusing.new_page()
         page.goto(f"{site}?q=red")
         page.wait_for_selector(".card")
