@@ -75,7 +75,7 @@ def requirements(backends: Iterable[str] = ("onnxruntime",)) -> list[str]:
 
 
 def prepare(folder: Path | None = None, backends: Iterable[str] = ("onnxruntime",)) -> Environment:
-    """The environment, made at the first call: pip downloads about 150 MB.
+    """The environment, made at the first call: pip downloads some 150 MB, which become 700 on disk.
 
     Args:
         folder: where it is kept; by default `default_folder()`.
