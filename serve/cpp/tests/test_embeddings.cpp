@@ -10,18 +10,22 @@ namespace {
 
 constexpr float kTolerance = 1e-5F;  // float32, of rows of unit length
 
-eao::Tensor read_tensor(const nlohmann::json& json) {
-  const auto shape = json.at("shape").get<eao::Shape>();
-  const auto& values = json.at("values");
+/// A tensor, its rows so many times after each other.
+eao::Tensor read_tensor(const nlohmann::json& json, std::size_t times) {
+  auto shape = json.at("shape").get<eao::Shape>();
+  shape.at(0) *= times;
+  auto values = nlohmann::json::array();
+  for (std::size_t i = 0; i < times; ++i) values.insert(values.end(), json.at("values").begin(), json.at("values").end());
   if (json.at("dtype") == "bool") return {shape, values.get<eao::Tensor::Mask>()};
   if (json.at("dtype") == "int64") return {shape, values.get<std::vector<std::int64_t>>()};
   return {shape, values.get<std::vector<float>>()};
 }
 
-void compare(const eao::Embeddings& found, const nlohmann::json& expected, const std::string& what) {
-  CHECK(found.rows == expected.size(), what);
+void compare(const eao::Embeddings& found, const nlohmann::json& expected, const std::string& what,
+             std::size_t times = 1) {
+  CHECK(found.rows == expected.size() * times, what);
   for (std::size_t i = 0; i < found.rows; ++i) {
-    const auto row = expected[i].get<std::vector<float>>();
+    const auto row = expected[i % expected.size()].get<std::vector<float>>();
     CHECK(row.size() == found.dim, what);
     for (std::size_t j = 0; j < found.dim; ++j) {
       const float difference = std::abs(found.row(i)[j] - row[j]);
@@ -49,9 +53,15 @@ int main(int count, char** arguments) {
     compare(encoder.embed({sentences[i]}), nlohmann::json::array({rows[i]}), "alone: " + sentences[i]);
   }
   for (const auto& [name, one] : expected.at("tensors").items()) {
-    eao::Tensors inputs;
-    for (const auto& [input, tensor] : one.at("inputs").items()) inputs.emplace(input, read_tensor(tensor));
+    const auto inputs_of = [&one = one](std::size_t times) {
+      eao::Tensors inputs;
+      for (const auto& [input, tensor] : one.at("inputs").items()) inputs.emplace(input, read_tensor(tensor, times));
+      return inputs;
+    };
+    eao::Tensors inputs = inputs_of(1);
     compare(encoder.embed(name, inputs), one.at("embeddings"), name);
+    // More rows than a server takes at once.
+    compare(encoder.embed(name, inputs_of(30)), one.at("embeddings"), name + ", many rows", 30);
     if (is_bundle && name == "text-video") {
       // The same sentences' tensors, made here.
       const auto text = one.at("sentences").get<std::vector<std::string>>();
