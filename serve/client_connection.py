@@ -181,9 +181,10 @@ class Connection:
         return ServingError(f"{self.address} failed{_of(model)}: {_reason(error)}", "see the server's log")
 
     async def _ask(self, question: Awaitable[bool]) -> bool:
+        # A TimeoutError is an OSError, and so among the failures.
         try:
             return await asyncio.wait_for(question, min(self.timeout, 5.0))
-        except (TimeoutError, *self._failures()):
+        except self._failures():
             return False
 
 

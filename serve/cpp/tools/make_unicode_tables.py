@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -66,7 +66,7 @@ def rows(name: str, kind: str, values: Iterable[Iterable[int | str]]) -> str:
     return "\n".join([f"constexpr {kind} {name}[] = {{", *lines, line, "};", ""])
 
 
-def is_punctuation(split: Callable[[str], list[tuple[str, object]]], c: int) -> bool:
+def is_punctuation(split: Callable[[str], Sequence[tuple[str, object]]], c: int) -> bool:
     """Whether the pre-tokenizer makes a word of its own of a character."""
     return [word for word, _ in split(f"a{chr(c)}a")] == ["a", chr(c), "a"]
 
