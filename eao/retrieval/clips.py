@@ -267,6 +267,11 @@ def column(encoder: str) -> str:
     return "vector_" + encoder.replace("-", "_")
 
 
+def cosines(vectors: Floats, query: Floats) -> Floats:
+    """(K,) cosine similarities of vectors (K, E) of any length with a query (E,)."""
+    return np.asarray(vectors @ query / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)), np.float32)
+
+
 def file_state(path: str | os.PathLike[str]) -> FileState:
     """How a file stands now."""
     stat = os.stat(path)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from eao.retrieval.clips import ClipStore, Floats
+from eao.retrieval.clips import ClipStore, Floats, cosines
 from eao.retrieval.search import Explanation, Hit, Match
 
 # E embedding, K clips
@@ -35,7 +33,7 @@ def explain_hits(store: ClipStore, query: Floats, hits: Sequence[Hit], seed: int
     for hit in hits:
         matches = {}
         for encoder, vector in vectors.get(hit.id, {}).items():
-            cosine = float(_cosines(vector[None], query)[0])
+            cosine = float(cosines(vector[None], query)[0])
             mean, deviation = usual[encoder]
             matches[encoder] = Match(cosine, (cosine - mean) / deviation if deviation > 0 else 0.0)
         if not matches:  # removed by another process since it was found
@@ -49,9 +47,5 @@ def explain_hits(store: ClipStore, query: Floats, hits: Sequence[Hit], seed: int
 def _statistics(sample: Floats, query: Floats) -> tuple[float, float]:
     if not len(sample):
         return 0.0, 0.0
-    cosines = _cosines(sample, query)
-    return float(cosines.mean()), float(cosines.std())
-
-
-def _cosines(vectors: Floats, query: Floats) -> Floats:
-    return np.asarray(vectors @ query / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)), np.float32)
+    scores = cosines(sample, query)
+    return float(scores.mean()), float(scores.std())

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from eao.errors import ConfigError
-from eao.retrieval.clips import ClipStore, Condition, Floats, Neighbour
+from eao.retrieval.clips import ClipStore, Condition, Floats, Neighbour, cosines
+
+_CANDIDATES = 256  # of each kind of vector, at least, where an approximate index chooses: what is good by two kinds
+# together may be far down by each of them
+_VECTORS_READ = 256  # clips whose vectors are in memory at once; 24 KB each at the published width
 
 
 @dataclass(frozen=True)
@@ -91,22 +97,23 @@ def search_store(
     Args:
         store: the clips.
         vector: (E,) the query.
-        weights: encoder -> weight. With several, every clip is compared, and its score is the weighted mean of its
-            cosine similarities; one that lacks a vector (a clip without sound has no "audio") is scored by the others.
+        weights: encoder -> weight. With several, a clip's score is the weighted mean of its cosine similarities; one
+            that lacks a vector (a clip without sound has no "audio") is scored by the others.
         k: how many files; fewer are given if there are fewer.
         where: what a clip must fulfil.
         exact: compare every clip, also where an approximate index could choose candidates.
     """
-    if len(weights) > 1:
+    if len(weights) > 1 and (exact or store.layout.exact):
         return merge_clips(_combined(store, vector, weights, where), k)
-    encoder = next(iter(weights))
-    limit = 4 * k
+    limit = 4 * k if len(weights) == 1 else max(4 * k, _CANDIDATES)
     while True:
-        found = store.nearest(vector, encoder, limit, where, exact)
-        # Many clips of one file may fill the list: then look further.
-        if len(found) < limit or len({clip.file for clip in found}) >= k:
-            return merge_clips(found, k)
+        lists = [store.nearest(vector, encoder, limit, where, exact) for encoder in weights]
+        found = {clip.id: clip for clips in lists for clip in clips}
+        # Many clips of one file may fill a list: then look further.
+        if all(len(clips) < limit for clips in lists) or len({clip.file for clip in found.values()}) >= k:
+            break
         limit *= 4
+    return merge_clips(found.values() if len(weights) == 1 else _weighed(store, vector, weights, found), k)
 
 
 def merge_clips(clips: Iterable[Neighbour], k: int) -> list[Hit]:
@@ -147,9 +154,23 @@ def check_weights(weights: Mapping[str, float], known: tuple[str, ...]) -> dict[
     return {encoder: weight / total for encoder, weight in weights.items()}
 
 
+def _weighed(
+    store: ClipStore, vector: Floats, weights: Mapping[str, float], found: Mapping[str, Neighbour]
+) -> Iterator[Neighbour]:
+    """Clips by id, with the score that all their vectors give together."""
+    names = list(found)
+    for start in range(0, len(names), _VECTORS_READ):
+        for name, vectors in store.vectors(names[start : start + _VECTORS_READ]).items():
+            own = {encoder: weight for encoder, weight in weights.items() if encoder in vectors}
+            if own:  # the clip may have been changed since it was found
+                scores = cosines(np.stack([vectors[encoder] for encoder in own]), vector)
+                yield found[name]._replace(score=float(np.average(scores, weights=list(own.values()))))
+
+
 def _combined(
     store: ClipStore, vector: Floats, weights: Mapping[str, float], where: Sequence[Condition]
 ) -> list[Neighbour]:
+    """All clips, with the scores that all their vectors give together."""
     clips: dict[str, Neighbour] = {}
     sums: dict[str, float] = {}
     totals: dict[str, float] = {}

@@ -6,11 +6,10 @@ import contextlib
 import datetime
 import fcntl
 import functools
-import operator
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from eao.retrieval.clips import (
     check_enough,
     check_rows,
     column,
+    cosines,
 )
 from eao.retrieval.columns import (
     LAYOUT_KEY,
@@ -38,6 +38,7 @@ from eao.retrieval.columns import (
     table_schema,
     to_matrix,
 )
+from eao.retrieval.lance import any_of, index_config, vector_query
 from eao.retrieval.projection import SAMPLE, fit_projection, load_projections, save_projections
 
 # E embedding, K clips, R reduced width
@@ -54,7 +55,22 @@ _PARTITION: dict[Compression, int] = {"none": 1 << 62, "int8": 1_000_000, "pq": 
 _PROBES = 16  # partitions that are searched at least; all of them up to 16, half of them beyond 32
 _BREADTH = 200  # clips of a graph that are looked at, at least
 _SHOWN = ["id", "file", "start", "end"]
-_COMPARE = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _twice(read: Callable[Concatenate[ClipTable, P], R]) -> Callable[Concatenate[ClipTable, P], R]:
+    """Compacting takes away old versions of the table, of which one may just have been read: then read again."""
+
+    @functools.wraps(read)
+    def reread(table: ClipTable, *args: P.args, **options: P.kwargs) -> R:
+        try:
+            return read(table, *args, **options)
+        except RetrievalError:
+            return read(table, *args, **options)
+
+    return reread
 
 
 class ClipTable:
@@ -96,6 +112,7 @@ class ClipTable:
         """See `ClipStore`."""
         return Layout() if self._table is None else _layout(self._table)
 
+    @_twice
     def files(self) -> dict[str, FileState]:
         """See `ClipStore`."""
         if self._table is None:
@@ -107,6 +124,7 @@ class ClipTable:
             file: FileState(*state) for file, *state in zip(*(columns[name].to_pylist() for name in names), strict=True)
         }
 
+    @_twice
     def durations(self) -> dict[str, float]:
         """See `ClipStore`."""
         if self._table is None:
@@ -132,7 +150,7 @@ class ClipTable:
                     schema = table_schema(self.encoders, self.dim, Layout())
                     table = self._opened = self._database.create_table(TABLE, schema=schema, exist_ok=True)
             merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            old = _any_of("file", files)
+            old = any_of("file", files)
             # Only where there is something to delete: with it, a commit reads all vectors of the table.
             if table.count_rows(old):
                 merge = merge.when_not_matched_by_source_delete(old)
@@ -146,7 +164,7 @@ class ClipTable:
         """See `ClipStore`; one commit."""
         if self._table is None or not names:
             return 0
-        condition = f"{_any_of('id', names)} OR {_any_of('file', names)}"
+        condition = f"{any_of('id', names)} OR {any_of('file', names)}"
         with self._writing():
             count = int(self._table.count_rows(condition))
             if count:
@@ -170,26 +188,18 @@ class ClipTable:
                 if path.name != self.layout.projection:
                     path.unlink()
 
+    @_twice
     def nearest(
         self, vector: Floats, encoder: str, limit: int, where: Sequence[Condition] = (), exact: bool = False
     ) -> list[Neighbour]:
         """See `ClipStore`."""
-        try:
-            return self._nearest(vector, encoder, limit, where, exact)
-        except RetrievalError:
-            # Compacting takes away old versions of the table, of which one may just have been read.
-            return self._nearest(vector, encoder, limit, where, exact)
-
-    def _nearest(
-        self, vector: Floats, encoder: str, limit: int, where: Sequence[Condition], exact: bool
-    ) -> list[Neighbour]:
         table = self._table
         if table is None:
             return []
         layout = _layout(table)
         full = column(encoder)
         if exact or layout.exact or (layout.reduce and encoder not in self._projection(layout)):
-            found = _query(table, vector, full, where).bypass_vector_index().limit(limit)
+            found = vector_query(table, vector, full, where).bypass_vector_index().limit(limit)
             with self._reading():
                 hits = found.select([*_SHOWN, "_distance"]).to_list()
             return [Neighbour.of(hit, 1.0 - hit["_distance"]) for hit in hits]
@@ -197,21 +207,23 @@ class ClipTable:
         if layout.reduce:
             query, name = vector @ self._projection(layout)[encoder], reduced_column(encoder)
         count = max(_CANDIDATES, _OVERSAMPLING * limit)
-        found = _query(table, query, name, where).ef(max(_BREADTH, 2 * count)).limit(count)
+        found = vector_query(table, query, name, where).ef(max(_BREADTH, 2 * count)).limit(count)
         # More partitions than that are read only where a filter leaves too few clips in them.
         found = found.minimum_nprobes(max(_PROBES, layout.partitions // 2)).maximum_nprobes(0)
         with self._reading():
             candidates = found.select([*_SHOWN, "_distance", full]).to_arrow()
-        scores = _cosines(to_matrix(candidates[full], self.dim), vector)
+        scores = cosines(to_matrix(candidates[full], self.dim), vector)
         shown = candidates.select(_SHOWN).to_pylist()
         return [Neighbour.of(shown[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:limit]]
 
+    @_twice
     def vectors(self, ids: Sequence[str]) -> dict[str, dict[str, Floats]]:
         """See `ClipStore`."""
         if self._table is None or not ids:
             return {}
         names = [column(encoder) for encoder in self.encoders]
-        rows = self._table.search().where(_any_of("id", ids)).select(["id", *names]).to_arrow().to_pylist()
+        with self._reading():
+            rows = self._table.search().where(any_of("id", ids)).select(["id", *names]).to_arrow().to_pylist()
         return {
             row["id"]: {
                 encoder: np.asarray(row[name], np.float32)
@@ -221,13 +233,15 @@ class ClipTable:
             for row in rows
         }
 
+    @_twice
     def sample(self, encoder: str, count: int, seed: int = 0) -> Floats:
         """See `ClipStore`."""
         if self._table is None:
             return np.zeros((0, self.dim), np.float32)
-        rows = int(self._table.count_rows())
-        chosen = np.random.default_rng(seed).choice(rows, size=min(count, rows), replace=False)
-        taken = self._table.take_offsets(sorted(chosen.tolist())).select([column(encoder)]).to_arrow()
+        with self._reading():
+            rows = int(self._table.count_rows())
+            chosen = np.random.default_rng(seed).choice(rows, size=min(count, rows), replace=False)
+            taken = self._table.take_offsets(sorted(chosen.tolist())).select([column(encoder)]).to_arrow()
         return to_matrix(taken[column(encoder)], self.dim)
 
     def scan(self, encoder: str) -> Iterator[tuple[list[str], Floats]]:
@@ -356,46 +370,10 @@ class ClipTable:
             if count >= LEAST_TO_LEARN:
                 name = reduced_column(encoder) if layout.reduce else column(encoder)
                 partitions = min(layout.partitions, max(1, count // LEAST_TO_LEARN))
-                config = _index_config(layout.compression, partitions, layout.reduce or self.dim)
+                config = index_config(layout.compression, partitions, layout.reduce or self.dim)
                 self._table.create_index(name, config=config)
 
 
 def _layout(table: Any) -> Layout:
     metadata = table.schema.metadata or {}
     return Layout.model_validate_json(metadata.get(LAYOUT_KEY, b"{}"))
-
-
-def _index_config(compression: Compression, partitions: int, width: int) -> Any:
-    from lancedb.index import HnswSq, IvfPq
-
-    if compression == "int8":
-        # Half of LanceDB's links and of its care in building: less than half of the time, and the same recall here.
-        return HnswSq(distance_type="cosine", num_partitions=partitions, m=16, ef_construction=150)
-    # Numbers to a byte. Parts that do not divide the width, LanceDB refuses.
-    sizes = (4, 8, 16) if width <= 1024 else (16, 8, 4)
-    parts = next(width // size for size in (*sizes, 2, 1) if width % size == 0)
-    # A quarter of LanceDB's sample and fewer rounds: minutes instead of a quarter of an hour for 100,000 clips.
-    return IvfPq(
-        distance_type="cosine", num_partitions=partitions, num_sub_vectors=parts, sample_rate=64, max_iterations=20
-    )
-
-
-def _query(table: Any, vector: Floats, name: str, where: Sequence[Condition]) -> Any:
-    query = table.search(vector, vector_column_name=name, query_type="vector").distance_type("cosine")
-    if not where:
-        return query
-    from lancedb.expr import col, lit
-
-    conditions = [_COMPARE[c.operator](col(c.column), lit(c.value)) for c in where]
-    return query.where(functools.reduce(operator.and_, conditions), prefilter=True)
-
-
-def _any_of(name: str, values: Sequence[str]) -> str:
-    """A condition in SQL, with the values quoted by LanceDB itself."""
-    from lancedb.expr import col
-
-    return str(col(name).isin(values).to_sql())
-
-
-def _cosines(vectors: Floats, query: Floats) -> Floats:
-    return np.asarray(vectors @ query / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)), np.float32)

@@ -67,6 +67,40 @@ def test_weighted_scores_are_means_over_the_vectors_a_clip_has(table: ClipTable,
     assert {hit.file: hit.score for hit in hits} == pytest.approx(best, abs=1e-5)
 
 
+def test_of_a_compressed_index_weighted_scores_are_those_of_candidates(tmp_path: Path) -> None:
+    """Each list is short beside the index, and hits are nearly those of comparing every clip."""
+    random = np.random.default_rng(0)
+    table = ClipTable(tmp_path, ("video", "audio"), DIM)
+    rows = []
+    for i in range(3000):
+        subject = random.normal(size=DIM)
+        vectors = {e: (subject + random.normal(size=DIM)).astype(np.float32) for e in ("video", "audio")}
+        if i % 10 == 0:
+            del vectors["audio"]
+        rows.append(Row(f"f{i}#0", f"f{i}", 0, 1, 1, FileState(0, 0), vectors))
+    table.replace([row.file for row in rows], rows)
+    table.optimize("float32", "int8", 0)
+    asked: list[int] = []
+
+    class Watched(ClipTable):
+        def nearest(self, vector, encoder, limit, where=(), exact=False):  # type: ignore[no-untyped-def]
+            asked.append(limit)
+            return super().nearest(vector, encoder, limit, where, exact)
+
+    watched = Watched(tmp_path, ("video", "audio"), DIM)
+    weights = {"video": 0.6, "audio": 0.4}
+    shared = 0
+    for query in random.normal(size=(20, DIM)).astype(np.float32):
+        exact = {hit.id: hit.score for hit in search_store(table, query, weights, 10, exact=True)}
+        hits = search_store(watched, query, weights, 10)
+        assert len(hits) == 10 and [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+        common = [hit for hit in hits if hit.id in exact]
+        assert [hit.score for hit in common] == pytest.approx([exact[hit.id] for hit in common], abs=1e-5)
+        shared += len(common)
+    assert shared >= 190
+    assert max(asked) == 256
+
+
 def test_equal_scores_are_ordered_by_file_and_time(tmp_path: Path) -> None:
     table = ClipTable(tmp_path, ("video",), DIM)
     same = {"video": np.ones(DIM, np.float32)}

@@ -159,8 +159,14 @@ def test_vectors_that_are_cut_off_are_an_error_that_names_the_index(table: ClipT
     table.replace(["a"], make_rows("a", range(200)))
     for file in (tmp_path / "clips.lance" / "data").iterdir():
         file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(RetrievalError, match=str(tmp_path)):
-        ClipTable(tmp_path, ENCODERS, DIM).nearest(QUERY, "audio", 3)
+    damaged = ClipTable(tmp_path, ENCODERS, DIM)
+    for read in (
+        lambda: damaged.nearest(QUERY, "audio", 3),
+        lambda: damaged.vectors(["a#0"]),
+        lambda: damaged.sample("audio", 3),
+    ):
+        with pytest.raises(RetrievalError, match=str(tmp_path)):
+            read()
 
 
 def test_a_making_that_was_killed_at_once_is_no_damage(tmp_path: Path) -> None:
