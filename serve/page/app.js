@@ -46,6 +46,7 @@ async function search(state, wanted) {
   searched = wanted;
   const file = fileOf(state.example);
   if (state.example?.key && !file) {
+    busy(false);
     clearResults();
     refuse("The file of this search is gone", "A page that is loaded again forgets it. Give the file once more.");
     return;

@@ -8,10 +8,14 @@ const LONGEST = 15; // seconds, then what was heard is searched with
 const KINDS = [["audio/webm", "webm"], ["audio/mp4", "m4a"], ["audio/ogg", "ogg"]];
 
 let recording = null; // { recorder, stream, context, timer }
+let starting = false; // the browser is asked for the microphone, and may be asking the user
 
 /** Call `use(file)` with a recording, `refuse(title, text)` if there can be none. */
 export function onRecording(use, refuse) {
-  button.addEventListener("click", () => (recording ? finish() : begin(use, refuse)));
+  button.addEventListener("click", () => {
+    if (recording) finish();
+    else if (!starting) begin(use, refuse);
+  });
   document.getElementById("record-search").addEventListener("click", () => finish());
   document.getElementById("record-cancel").addEventListener("click", () => cancelRecording());
 }
@@ -30,6 +34,7 @@ async function begin(use, refuse) {
     return;
   }
   let stream;
+  starting = true;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   } catch (error) {
@@ -39,6 +44,8 @@ async function begin(use, refuse) {
       refuse("No microphone was found", `Connect one and try again, or drop in a sound file. (${error.name})`);
     }
     return;
+  } finally {
+    starting = false;
   }
   const [type, suffix] = KINDS.find(([kind]) => MediaRecorder.isTypeSupported(kind)) ?? ["", "webm"];
   const recorder = new MediaRecorder(stream, type ? { mimeType: type } : {});

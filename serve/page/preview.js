@@ -3,7 +3,7 @@
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const INTENT = 90; // milliseconds that the pointer rests before a preview starts: crossing the grid loads nothing
 
-let playing = null; // { card, video, hit }
+let playing = null; // { card, video, hit, frame: the handle of the next watch }
 let intent = 0;
 
 /** Play where the pointer or the keyboard's focus is, and by the card's button (shown for touch and calm motion). */
@@ -31,8 +31,9 @@ export function preview(card) {
 export function stop(card = playing?.card) {
   clearTimeout(intent);
   if (!playing || playing.card !== card) return;
-  const { video } = playing;
+  const { video, frame } = playing;
   playing = null;
+  cancelAnimationFrame(frame);
   card.classList.remove("playing");
   card.querySelector(".play").ariaPressed = "false";
   video.remove();
@@ -50,13 +51,11 @@ function start(card) {
   video.addEventListener("playing", () => card.classList.add("playing"), { once: true });
   card.querySelector(".frame").append(video);
   card.querySelector(".play").ariaPressed = "true";
-  playing = { card, video, hit };
+  playing = { card, video, hit, frame: requestAnimationFrame(watch) };
   play(video);
-  requestAnimationFrame(watch);
 }
 
 function watch() {
-  if (!playing) return;
   const { card, video, hit } = playing;
   // By the picture, not by "timeupdate": that comes four times a second, late enough to show the next clip.
   if (video.ended || video.currentTime >= hit.end - 0.04) {
@@ -65,7 +64,7 @@ function watch() {
   }
   const done = (video.currentTime - hit.start) / (hit.end - hit.start);
   card.style.setProperty("--done", Math.min(1, Math.max(0, done)));
-  requestAnimationFrame(watch);
+  playing.frame = requestAnimationFrame(watch);
 }
 
 function play(video) {

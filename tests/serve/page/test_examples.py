@@ -85,6 +85,24 @@ def test_back_and_forward_keep_the_file(page: Any, sound: Path) -> None:
     page.wait_for_selector("text=The file of this search is gone")
 
 
+def test_nothing_seems_to_be_under_way_where_back_leads_to_a_forgotten_file(
+    open_page: Callable[..., Any], sound: Path
+) -> None:
+    page = open_page("?q=red")
+    page.wait_for_selector(".card")
+    page.set_input_files("#file", sound)
+    page.wait_for_selector("#example")
+    page.reload()
+    page.wait_for_selector("text=The file of this search is gone")
+    page.route("**/search?*", lambda route: None)  # never answered
+    page.click("#example button")
+    page.wait_for_selector("#progress")
+    page.go_back()
+    page.wait_for_selector("#example")
+    assert not page.is_visible("#progress")
+    assert page.get_attribute("#results", "aria-busy") == "false"
+
+
 def test_another_kind_of_file_is_refused_in_words(page: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no media")
     drop(page, tmp_path / "notes.txt", "text/plain")

@@ -7,6 +7,19 @@ from typing import Any
 
 from .browsing import CHROMIUM, FLAGS, MICROPHONE
 
+# Holds the browser's answer back until `allow()`, as its prompt does, and keeps the streams it gives.
+PROMPT = """() => {
+  const ask = MediaDevices.prototype.getUserMedia;
+  const allowed = new Promise((resolve) => { window.allow = resolve; });
+  window.streams = [];
+  MediaDevices.prototype.getUserMedia = async function (wanted) {
+    await allowed;
+    const stream = await ask.call(this, wanted);
+    window.streams.push(stream);
+    return stream;
+  };
+}"""
+
 
 def test_a_recording_is_searched_with(open_page: Callable[..., Any]) -> None:
     page = open_page(permissions=["microphone"])
@@ -19,6 +32,19 @@ def test_a_recording_is_searched_with(open_page: Callable[..., Any]) -> None:
     page.wait_for_selector(".card")
     assert page.inner_text("#example .label") == "recording.webm"
     assert not page.is_visible("#recorder")
+
+
+def test_clicks_while_the_browser_asks_begin_one_recording(open_page: Callable[..., Any]) -> None:
+    page = open_page(permissions=["microphone"])
+    page.evaluate(PROMPT)
+    page.dblclick("#microphone")
+    page.click("#microphone")
+    page.evaluate("() => window.allow()")
+    page.wait_for_selector("#recorder")
+    page.click("#record-search")
+    page.wait_for_selector(".card")
+    tracks = page.evaluate("() => window.streams.flatMap(s => s.getTracks()).map(t => t.readyState)")
+    assert tracks == ["ended"]  # one that is live would go on listening
 
 
 def test_escape_throws_a_recording_away(open_page: Callable[..., Any]) -> None:
