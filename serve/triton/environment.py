@@ -30,7 +30,8 @@ SERVER = "nvidia-pytriton==0.7.0"
 """Triton Inference Server 2.51."""
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 BACKENDS = ("onnxruntime", "openvino")
-_READY = "ready.json"
+_INSTALLED = "ready.json"
+"""What is installed. It is there before anything else is, and so marks a folder as of this module's making."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +102,26 @@ def prepare(folder: Path | None = None, backends: Iterable[str] = ("onnxruntime"
                 _run([*pip, "--no-deps", SERVER], "check the network, and that this is Linux on x86-64 with glibc 2.35")
                 missing.remove(SERVER)
             _run([*pip, *missing], "check the network")
-            write_json(folder / _READY, sorted({*have, *wanted}))
+            write_json(folder / _INSTALLED, sorted({*have, *wanted}))
         environment = _lay_out(folder)
     _check_libraries(environment)
     return environment
 
 
 def _make_venv(folder: Path) -> None:
-    """A new virtual environment, in place of one that was not finished or of another server."""
-    if any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
-        raise ServingError(f"{folder} holds other files", f"let {FOLDER_VARIABLE} name a folder for nothing else")
-    shutil.rmtree(folder)
+    """A new virtual environment, in place of one that was not finished or of another server.
+
+    Raises:
+        ServingError: the folder holds what was not made here, another virtual environment for example.
+    """
+    if any(folder.iterdir()) and not (folder / _INSTALLED).is_file():
+        raise ServingError(f"{folder} holds other files", f"let {FOLDER_VARIABLE} name a new or an empty folder")
+    write_json(folder / _INSTALLED, [])
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _INSTALLED:
+            path.unlink()
     _run([sys.executable, "-m", "venv", str(folder)], f"apt-get install python{VERSION}-venv")
 
 
@@ -124,7 +134,7 @@ def _as_installed(name: str) -> str:
 
 def _installed(folder: Path) -> list[str]:
     try:
-        return list(json.loads((folder / _READY).read_text(encoding="utf-8")))
+        return list(json.loads((folder / _INSTALLED).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return []
 

@@ -36,6 +36,31 @@ def test_what_pip_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         prepare(tmp_path / "environment")
 
 
+def test_a_virtual_environment_of_the_users_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    (tmp_path / "work.py").write_text("print()\n")
+    with pytest.raises(ServingError, match="holds other files"):
+        prepare(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"pyvenv.cfg", "work.py"}
+
+
+def test_one_that_was_not_finished_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "environment"
+    held: list[bool] = []
+
+    def fail(command: list[str], hint: str) -> None:
+        held.append((folder / "lib" / "half").exists())
+        (folder / "lib").mkdir()
+        (folder / "lib" / "half").touch()
+        raise ServingError("interrupted", hint)
+
+    monkeypatch.setattr(module, "_run", fail)
+    for _ in range(2):
+        with pytest.raises(ServingError, match="interrupted"):
+            prepare(folder)
+    assert held == [False, False]
+
+
 @pytest.mark.slow
 def test_it_is_made_once(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_run", lambda command, hint: pytest.fail(f"run again: {command}"))
