@@ -96,10 +96,8 @@ class Batcher(Generic[T, R]):
         jobs = [await self._queue.get()]
         if self._queue.qsize() + 1 < self.size:
             await asyncio.sleep(self.delay)
-        count = len(jobs[0].items)
-        while count < self.size and not self._queue.empty():
+        while _count(jobs) < self.size and not self._queue.empty():
             jobs.append(self._queue.get_nowait())
-            count += len(jobs[-1].items)
         return jobs
 
     def _compute_all(self, items: list[T]) -> list[R | Exception]:
@@ -107,6 +105,11 @@ class Batcher(Generic[T, R]):
         for start in range(0, len(items), self.size):
             results += self.compute(items[start : start + self.size])
         return results
+
+
+def _count(jobs: Sequence[_Job[T, R]]) -> int:
+    # One that was given up takes no room in a batch.
+    return sum(len(job.items) for job in jobs if not job.done.done())
 
 
 def _finish(done: asyncio.Future[list[R]], results: list[R | Exception]) -> None:

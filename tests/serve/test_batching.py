@@ -18,8 +18,10 @@ class Doubling:
         self.batches: list[list[int]] = []
         self.go_on = threading.Event()
         self.go_on.set()
+        self.begun = threading.Event()
 
     def __call__(self, numbers: list[int]) -> list[int | Exception]:
+        self.begun.set()
         assert self.go_on.wait(10)
         self.batches.append(numbers)
         if -2 in numbers:
@@ -110,3 +112,26 @@ def test_a_request_that_is_given_up_is_not_computed() -> None:
 
     asyncio.run(run())
     assert [1] not in compute.batches and [2] in compute.batches
+
+
+def test_requests_that_are_given_up_take_no_room_in_a_batch() -> None:
+    compute = Doubling()
+    compute.go_on.clear()
+
+    async def run() -> None:
+        async with batcher(compute, size=2, delay=0) as batches:
+            first = asyncio.create_task(batches.submit([0]))
+            while not compute.begun.is_set():
+                await asyncio.sleep(0.001)
+            given_up = [asyncio.create_task(batches.submit([number])) for number in (1, 2, 3)]
+            kept = [asyncio.create_task(batches.submit([number])) for number in (4, 5)]
+            while batches.waiting < 5:
+                await asyncio.sleep(0.001)
+            for task in given_up:
+                task.cancel()
+            await asyncio.wait(given_up)
+            compute.go_on.set()
+            await asyncio.gather(first, *kept)
+
+    asyncio.run(run())
+    assert compute.batches == [[0], [4, 5]]
