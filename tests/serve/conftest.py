@@ -13,15 +13,20 @@ import torch
 from eao.api import load
 from eao.config import Config, DataConfig, FeaturesConfig, ModelConfig, StreamConfig, TextConfig
 from eao.embedder import Embedder
+from eao.errors import MissingDependencyError
 from eao.export.build import Options, Request
 from eao.export.bundle import write_bundle
 from eao.model import build_model
+from eao.serve.triton.environment import Environment, prepare
 from eao.serve.triton.repository import write_repository
 from eao.serve.triton.server import Server, running
 
 from ..conftest import write_word_vectors
 from ..retrieval.conftest import render
 from .http_service import library, site, sound, start  # noqa: F401
+
+BUNDLE_VARIABLE = "EAO_TEST_BUNDLE"
+"""Environment variable: the bundle that `tests/serve/triton/test_server.py` serves in place of a small one."""
 
 
 class Served(NamedTuple):
@@ -77,11 +82,23 @@ def local(bundle: Path) -> Embedder:
 
 
 @pytest.fixture(scope="session")
-def served(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def environment() -> Environment:
+    """The real Triton Inference Server, installed once. Tests skip where libpython is missing, and fail where anything
+    else is."""
+    try:
+        return prepare(backends=("onnxruntime", "openvino"))
+    except MissingDependencyError as error:
+        if "libpython" not in error.message:
+            raise
+        pytest.skip(f"{error.message}: {error.hint}")
+
+
+@pytest.fixture(scope="session")
+def served(environment: Environment, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The server, for all tests that leave it as it is."""
     repository = tmp_path_factory.mktemp("triton") / "repository"
     write_repository(bundle, repository)
-    with running(repository) as server:
+    with running(repository, environment=environment) as server:
         yield Served(server, bundle, repository)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,8 +62,9 @@ def feeds(local: Embedder, encoder: str, rows: int, seed: int = 0) -> dict[str, 
     return {name: array for name, array in made.items() if name.partition("_")[0] in encoder.split("-")}
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("eao-*")}
+def shared_memory(process: int) -> set[str]:
+    """The names of the regions that clients of a process have."""
+    return {path.name for path in Path("/dev/shm").glob(f"eao-{process}-*")}
 
 
 def test_the_server_is_the_same_model(remote: Embedder, local: Embedder) -> None:
@@ -157,35 +159,38 @@ def test_words_are_encoded_here_where_their_file_is_named(served: Served, local:
 
 
 def test_shared_memory_is_given_back(served: Served, local: Embedder) -> None:
-    before = shared_memory()
+    before = shared_memory(os.getpid())
     with TritonClient(served.address("grpc"), shared_memory=True) as client:
         for rows in (1, 7):
             client.embed("text", feeds(local, "text", rows))
-        assert shared_memory() > before
-    assert shared_memory() == before
+        assert shared_memory(os.getpid()) > before
+    assert shared_memory(os.getpid()) == before
     client = TritonClient(served.address("http"), shared_memory=True)
     client.embed("text", feeds(local, "text", 1))
     with pytest.raises(DataError):
         client.embed("text", {"text": np.zeros((1, 2, 3), np.float32)})
     del client  # not closed
     gc.collect()
-    assert shared_memory() == before
+    assert shared_memory(os.getpid()) == before
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_program_that_ends_leaves_nothing_and_says_nothing(served: Served, protocol: str) -> None:
     program = f"""
+import os
+from pathlib import Path
 import numpy as np
 from eao.serve.client import TritonClient
 client = TritonClient("{served.address(protocol)}", shared_memory=True)
 size = client.models()["text"].inputs[0].shape[-1]
 rows = client.embed("text", {{"text": np.ones((2, 3, size), np.float32), "text_mask": np.ones((2, 3), bool)}})
-print(rows.shape[0])
+print(rows.shape[0], len(list(Path("/dev/shm").glob(f"eao-{{os.getpid()}}-*"))))
 """
-    before = shared_memory()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
-    assert shared_memory() == before
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.communicate()
+    assert (process.returncode, *said) == (0, "2 1\n", "")
+    assert shared_memory(process.pid) == set()
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from eao.bench.processes import free_ports
 from eao.embedder import Embedder
 from eao.errors import ServingError
 from eao.serve.client import TritonClient
+from eao.serve.triton.environment import Environment
 from eao.serve.triton.repository import write_repository
 from eao.serve.triton.server import Ports, running
 
@@ -21,7 +23,7 @@ PROTOCOLS = ("grpc", "http")
 
 
 @pytest.fixture(scope="module")
-def repository(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(environment: Environment, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of one encoder: it starts sooner."""
     out: Path = tmp_path_factory.mktemp("restart") / "repository"
     write_repository(bundle, out, encoders=["text"])
@@ -29,7 +31,7 @@ def repository(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_server_that_was_gone_is_used_again(repository: Path, local: Embedder) -> None:
+def test_a_server_that_was_gone_is_used_again(repository: Path, environment: Environment, local: Embedder) -> None:
     ports = Ports(*free_ports(3))
     rng = np.random.default_rng(0)
     given = {"text": rng.standard_normal((2, 5, 6), dtype=np.float32), "text_mask": np.ones((2, 5), bool)}
@@ -40,8 +42,9 @@ def test_a_server_that_was_gone_is_used_again(repository: Path, local: Embedder)
         for protocol, port in (("grpc", ports.grpc), ("http", ports.http))
         for shared in (False, True)
     }
-    waiting = TritonClient(f"triton://127.0.0.1:{ports.grpc}", retries=8)
-    with running(repository, ports):
+    # Up to half an hour, in waits that double: the last one takes no longer than the server took to start.
+    waiting = TritonClient(f"triton://127.0.0.1:{ports.grpc}", retries=14)
+    with running(repository, ports, environment):
         for client in (*clients.values(), waiting):
             np.testing.assert_allclose(client.embed("text", given), expected, atol=1e-5)
     for client in clients.values():
@@ -49,23 +52,25 @@ def test_a_server_that_was_gone_is_used_again(repository: Path, local: Embedder)
             client.embed("text", given)
     thread = threading.Thread(target=lambda: patient.append(waiting.embed("text", given)))
     thread.start()  # asks while nobody is there
-    with running(repository, ports):
+    with running(repository, ports, environment):
         # Those with shared memory find that the server knows none of their regions any more.
         for client in clients.values():
             np.testing.assert_allclose(client.embed("text", given), expected, atol=1e-5)
-        thread.join(60)
+        thread.join()
         np.testing.assert_allclose(patient[0], expected, atol=1e-5)
     for client in (*clients.values(), waiting):
         client.close()
-    assert not list(Path("/dev/shm").glob("eao-*"))
+    assert not list(Path("/dev/shm").glob(f"eao-{os.getpid()}-*"))
 
 
 @pytest.mark.slow
-def test_a_model_that_is_unloaded_is_named_and_found_again(repository: Path, local: Embedder) -> None:
+def test_a_model_that_is_unloaded_is_named_and_found_again(
+    repository: Path, environment: Environment, local: Embedder
+) -> None:
     from tritonclient.http import InferenceServerClient
 
     given = {"text": np.ones((1, 5, 6), np.float32), "text_mask": np.ones((1, 5), bool)}
-    with running(repository) as server:
+    with running(repository, environment=environment) as server:
         control = InferenceServerClient(server.http)
         for protocol in PROTOCOLS:
             with TritonClient(f"triton+{protocol}://{getattr(server, protocol)}", retries=1) as client:

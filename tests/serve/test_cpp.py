@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import eao
+from eao.serve.triton.environment import Environment
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "serve" / "cpp"
@@ -132,7 +133,7 @@ def test_mistakes_end_with_the_next_step(built: Path, cases: Path, arguments: li
 
 @pytest.fixture(scope="module", params=["word2vec", "minilm"])
 def server(
-    request: pytest.FixtureRequest, cases: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, environment: Environment, cases: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, str]]:
     """A case, and the address of a server that has its bundle."""
     from eao.serve.triton.repository import write_repository
@@ -141,7 +142,7 @@ def server(
     case = cases / request.param
     repository = tmp_path_factory.mktemp("triton") / "repository"
     write_repository(case / "bundle", repository)
-    with running(repository) as server:
+    with running(repository, environment=environment) as server:
         yield case, f"triton://{server.grpc}"
 
 

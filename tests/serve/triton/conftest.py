@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,30 +19,22 @@ import torch
 
 pytest.importorskip("tritonclient")
 
+from eao.api import load
 from eao.config import Config, DataConfig, ModelConfig, TextConfig
-from eao.embedder import Embedder
 from eao.export.build import Options, Request
 from eao.export.bundle import write_bundle
 from eao.model import build_model
-from eao.serve.triton.environment import Environment, prepare
+from eao.serve.triton.environment import Environment
 from eao.serve.triton.repository import write_repository
 from eao.serve.triton.server import Server, running
 
+from ..conftest import BUNDLE_VARIABLE
+from .inputs import ServedBundle
+
 MODELS = Path(__file__).parents[3] / "serve" / "triton" / "models"
+PATIENCE = 120.0
+"""Seconds until what a test waits for has to be there, on a busy machine too."""
 ATOL = 1e-5  # the same graph in the same runtime; batches of other sizes may sum in another order
-
-
-@pytest.fixture(scope="session")
-def environment() -> Environment:
-    """The real server, installed once; the tests fail, and do not skip, where it cannot be."""
-    from eao.errors import MissingDependencyError
-
-    try:
-        return prepare(backends=("onnxruntime", "openvino"))
-    except MissingDependencyError as error:
-        if "libpython" not in error.message:
-            raise
-        pytest.skip(f"{error.message}: {error.hint}")
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +52,19 @@ def repository(written: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(written: Path, environment: Environment) -> Iterator[Server]:
-    """The real server on that repository, for all tests that leave it as it is."""
-    with running(written, environment=environment) as started:
+def tested(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ServedBundle:
+    """The bundle that the environment variable names, or the small one."""
+    named = os.environ.get(BUNDLE_VARIABLE)
+    bundle = Path(named) if named else request.getfixturevalue("bundle")
+    repository = tmp_path_factory.mktemp("tested") / "repository"
+    write_repository(bundle, repository)
+    return ServedBundle(bundle, repository, load(bundle, device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def server(tested: ServedBundle, environment: Environment) -> Iterator[Server]:
+    """The real server of that bundle, for all tests that leave it as it is."""
+    with running(tested.repository, environment=environment) as started:
         yield started
 
 
@@ -96,9 +101,10 @@ class client_of:  # noqa: N801 - used as a function
         return self.client.infer(model, inputs).as_numpy(output)
 
 
-def sentences_of(*sentences: str) -> np.ndarray:
-    """Sentences as a request has them."""
-    return np.array([[sentence.encode()] for sentence in sentences], dtype=object)
+def statistics(server: Server, model: str) -> dict[str, Any]:
+    """What the server counted of a model."""
+    with urllib.request.urlopen(f"http://{server.http}/v2/models/{model}/stats") as reply:
+        return dict(json.load(reply)["model_stats"][0])
 
 
 def load_model_file(kind: str, name: str) -> ModuleType:
@@ -176,13 +182,3 @@ def make_text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         return made[kind, engine]
 
     return make
-
-
-@pytest.fixture(scope="session")
-def expected(local: Embedder) -> Callable[..., np.ndarray]:
-    """`expected(encoder, text=..., clips=...)`: embeddings of the local engines, from what the ensembles are given."""
-
-    def embed(encoder: str, text: list[str] | None = None, clips: list[object] | None = None) -> np.ndarray:
-        return local.backend.encode(local.batch(text, clips, encoder), encoder)  # type: ignore[arg-type]
-
-    return embed
