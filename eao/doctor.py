@@ -160,10 +160,11 @@ def _devices() -> Iterator[Check]:
     flags = probes.cpu_flags()
     wide = sorted(flags & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
     yield Check("CPU", group, True, f"{os.cpu_count()} cores, {platform.machine()}, {', '.join(wide) or 'no AVX2'}")
-    if "avx512f" in flags:
-        yield Check("AVX-512", group, True, "available")
+    if probes.has_exact_int8():
+        yield Check("int8 on the CPU", group, True, "sums in 32 bits")
     else:
-        yield Check("AVX-512", group, False, "this CPU lacks it: int8 engines gain less")
+        says = "this CPU has no VNNI: int8 engines gain less, and OpenVINO's must be exported on such a CPU"
+        yield Check("int8 on the CPU", group, False, says)
     if flags & {"avx512_bf16", "amx_bf16"}:
         yield Check("bf16 on the CPU", group, True, ", ".join(sorted(flags & {"avx512_bf16", "amx_bf16"})))
     else:

@@ -75,6 +75,12 @@ def cpu_flags() -> set[str]:
     return set(flags.split())
 
 
+def has_exact_int8() -> bool:
+    """Whether the CPU adds int8 products in 32 bits, as with VNNI, rather than in 16, where sums overflow."""
+    flags = cpu_flags()
+    return "avx2" not in flags or bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
 def has_nvidia_device() -> bool:
     """Whether an NVIDIA driver shows a device (natively or under WSL), whatever torch makes of it."""
     return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()

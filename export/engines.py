@@ -94,6 +94,15 @@ def unusable(engine: str, device: str = "cpu", precision: str = "fp32") -> str |
     return None
 
 
+def unproven(entry: EngineEntry) -> str | None:
+    """Why the parity of an engine, as it was measured, says nothing about this machine, or None."""
+    if entry.engine != "openvino" or entry.precision not in ("int8", "int8-nncf"):
+        return None
+    if entry.parity is None or not entry.parity.exact_int8 or probes.has_exact_int8():
+        return None
+    return "its parity was measured on a CPU with VNNI, and on this one, without, int8 sums overflow: export it here"
+
+
 def open_engine(
     folder: Path, entry: EngineEntry, specs: Sequence[InputSpec], threads: int | None = None, device: str = "cpu"
 ) -> Session:

@@ -89,6 +89,8 @@ class ParitySummary(Record):
     Attributes:
         simulated: the figures are those of the engine's graph in onnxruntime, since the engine cannot run on the
             machine that made it.
+        exact_int8: the CPU adds int8 products in 32 bits (VNNI), rather than in 16, where sums may overflow. None: not
+            known.
     """
 
     passed: bool
@@ -97,6 +99,7 @@ class ParitySummary(Record):
     batch_invariance: float
     top10_overlap: float | None = None
     simulated: bool = False
+    exact_int8: bool | None = None
 
 
 class ProfileEntry(Record):

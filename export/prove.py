@@ -21,6 +21,7 @@ from eao.export.runtime import batch_feeds
 from eao.export.thresholds import Thresholds
 from eao.export.weights import share, with_weights
 from eao.model import Batch
+from eao.probes import has_exact_int8
 
 SHARED_FROM = 200_000_000
 """Bytes of graphs from which on encoders share their weights by default."""
@@ -174,4 +175,5 @@ def _summary(report: ParityReport, encoder: str, simulated: bool) -> ParitySumma
         batch_invariance=measured.batch_invariance,
         top10_overlap=min(ranked) if ranked else None,
         simulated=simulated,
+        exact_int8=has_exact_int8(),
     )

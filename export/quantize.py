@@ -130,7 +130,7 @@ class _Quantizing:
         nodes = {node.name: node for node in model.graph.node}
         self.chosen = {n for n in quantizable_nodes(model) if n not in keep and nodes[n].op_type in kind.operators}
         self.pairs: dict[str, int] = {}
-        self.weight_pairs: set[str] = set()
+        self.weight_readers: dict[str, int] = {}
         self.rounded: set[str] = set()
 
     def run(self) -> onnx.ModelProto:
@@ -214,24 +214,24 @@ class _Quantizing:
         return self.rewrite.add("DequantizeLinear", [quantized, *parameters], dequantized, axis=axis)
 
     def _weight(self, name: str, channel_axis: int, transposed: bool = False) -> str:
-        """A stored weight in 8 bits and the pair's second half; one that several nodes read is stored once."""
-        dequantized = f"{name}.dequantized" + (".transposed" if transposed else "")
-        if dequantized not in self.weight_pairs:
-            if dequantized not in self.weights:
-                values = to_array(self.stored[name])
-                values = values.T if transposed else values
-                self.weights[dequantized] = _quantize_weight(values, self.kind, channel_axis)
-            numbers, scale = self.weights[dequantized]
-            suffix = f"{self.kind.name}{'.transposed' if transposed else ''}"
-            parameters = [
-                self.rewrite.store(f"{name}.{suffix}", numbers),
-                self.rewrite.store(f"{name}.{suffix}.scale", scale),
-                self.rewrite.store(f"{name}.{suffix}.zero", np.zeros(scale.shape, self.kind.dtype)),
-            ]
-            axis = {"axis": channel_axis} if self.kind.per_channel else {}
-            self.rewrite.add("DequantizeLinear", parameters, dequantized, **axis)
-            self.weight_pairs.add(dequantized)
-        return dequantized
+        """A stored weight in 8 bits and the pair's second half, for one reader alone: on processors without VNNI
+        onnxruntime rewrites the numbers of each, and would rewrite shared ones twice. In a file of shared weights equal
+        ones take their room once."""
+        rounded = f"{name}.{self.kind.name}{'.transposed' if transposed else ''}"
+        if rounded not in self.weights:
+            values = to_array(self.stored[name])
+            self.weights[rounded] = _quantize_weight(values.T if transposed else values, self.kind, channel_axis)
+        numbers, scale = self.weights[rounded]
+        index = self.weight_readers.get(rounded, 0)
+        self.weight_readers[rounded] = index + 1
+        own = f"{rounded}.{index}" if index else rounded
+        parameters = [
+            self.rewrite.store(own, numbers),
+            self.rewrite.store(f"{own}.scale", scale),
+            self.rewrite.store(f"{own}.zero", np.zeros(scale.shape, self.kind.dtype)),
+        ]
+        axis = {"axis": channel_axis} if self.kind.per_channel else {}
+        return self.rewrite.add("DequantizeLinear", parameters, f"{own}.dequantized", **axis)
 
 
 def _quantize_weight(values: NDArray, kind: _Format, channel_axis: int) -> tuple[NDArray, NDArray[np.float32]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from eao.config import Config, load_config
 from eao.errors import ConfigError, DataError, ExportError
 from eao.export.encoders import Axis, InputSpec
-from eao.export.engines import OnnxSession, Session, engine_name, open_engine, unusable
+from eao.export.engines import OnnxSession, Session, engine_name, open_engine, unproven, unusable
 from eao.export.manifest import TEXT_FOLDER, EngineEntry, Manifest, check_file, load_manifest
 from eao.model.batch import Batch
 
@@ -127,7 +127,7 @@ class Bundle:
         reasons = []
         for entry in self._wanted:
             if entry.encoder == encoder:
-                reason = unusable(entry.engine, self.device, entry.precision)
+                reason = unusable(entry.engine, self.device, entry.precision) or unproven(entry)
                 if reason is None:
                     return entry
                 reasons.append(f"{entry.engine} {entry.precision}: {reason}")

@@ -16,6 +16,7 @@ from eao.errors import ConfigError, ExportError, ParityError
 from eao.export.build import Options, Request, choose_requests
 from eao.export.bundle import WrittenBundle, write_bundle
 from eao.export.encoders import Model
+from eao.export.engines import unproven
 from eao.export.parity_report import BundleParity
 from eao.export.runtime import Bundle
 from eao.export.thresholds import parse_thresholds
@@ -282,3 +283,32 @@ def test_openvino_makes_int8_of_its_own(
     )
     assert [e.precision for e in written.manifest.of_encoder("text")] == ["int8-weights", "int8-nncf"]
     assert {file.file for file in written.manifest.files()} >= {"text.int8-weights.xml", "text.int8-nncf.bin"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "there", "here", "runs"),
+    [
+        ("openvino", "int8", True, False, False),
+        ("openvino", "int8-nncf", True, False, False),
+        ("openvino", "int8", False, False, True),
+        ("openvino", "int8", None, False, True),
+        ("openvino", "int8", True, True, True),
+        ("openvino", "int8-weights", True, False, True),
+        ("onnxruntime", "int8", True, False, True),
+    ],
+)
+def test_int8_of_openvino_is_not_run_where_its_sums_overflow_unless_it_was_proven_so(
+    matrix: WrittenBundle,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    precision: str,
+    there: bool | None,
+    here: bool,
+    runs: bool,
+) -> None:
+    monkeypatch.setattr("eao.probes.has_exact_int8", lambda: here)
+    entry = matrix.manifest.engines["text.onnxruntime.int8"]
+    assert entry.parity is not None and entry.parity.exact_int8 is not None
+    parity = entry.parity.model_copy(update={"exact_int8": there})
+    moved = entry.model_copy(update={"engine": engine, "precision": precision, "parity": parity})
+    assert (unproven(moved) is None) == runs

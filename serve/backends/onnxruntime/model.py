@@ -29,6 +29,8 @@ class TritonPythonModel:
         options.log_severity_level = 3
         # Threads that wait busily would take processor time from the models beside this one.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Without it int8 sums overflow on processors without VNNI.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         for kind, found in (("input", session.get_inputs()), ("output", session.get_outputs())):
             names, wanted = sorted(x.name for x in found), sorted(x["name"] for x in config[kind])
