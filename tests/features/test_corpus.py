@@ -5,12 +5,14 @@ Frame i of every video is grey of value 10 + 8i, so that a frame's number can be
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import struct
 import wave
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,13 @@ def encode_tone(container: Any, audio: Any, seconds: float, start: float = 0.0) 
     container.mux(audio.encode(None))
 
 
+def encode_apart(path: Path, **options: Any) -> Path:
+    """In a process of its own: SVT-AV1 makes the thread that calls it, and all that it starts later, real-time ones
+    where that is allowed, and nothing else would get on beside the tests that follow."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+        return other.submit(encode, path, **options).result()
+
+
 def encode_sound(path: Path, codec: str, seconds: float = 1.0, rate: int = 48_000, layout: str = "stereo") -> Path:
     with av.open(str(path), "w") as container:
         encode_tone(container, container.add_stream(codec, rate=rate, layout=layout), seconds)
@@ -132,9 +141,11 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", ODD)
 def test_odd_files(pool: DecoderPool, tmp_path: Path, name: str) -> None:
     file, options = ODD[name]
-    reader = pool.open(encode(tmp_path / file, **options), [View(4.0, 16)])
+    make = encode_apart if options.get("codec") == "libsvtav1" else encode
+    reader = pool.open(make(tmp_path / file, **options), [View(4.0, 16)])
     assert numbers_of(reader) == ([0, 6, 12, 18] if options.get("fps") == 25 else [0, 5, 10, 15])
     assert reader.duration == pytest.approx(1.0, abs=0.01)
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
     assert (reader.audio is not None) == ("sound" in options)
     if reader.audio is not None:
         assert len(reader.audio) == pytest.approx(16_000, abs=800)  # codecs add up to two blocks of their own
