@@ -231,7 +231,7 @@ def choose_engines(
         and bundle.engine in (None, entry.engine)
         and bundle.precision in (None, entry.precision)
     ]
-    reasons = {_way(entry): unusable(entry.engine, bundle.device, entry.precision) or unproven(entry) for entry in asked}
+    reasons = {_way(e): unusable(e.engine, bundle.device, e.precision) or unproven(e) for e in asked}
     skipped = {way: reason for way, reason in reasons.items() if reason is not None}
     found = [entry for entry in asked if _way(entry) not in skipped]
     if not found:
