@@ -1,7 +1,8 @@
 """Ranking a gallery for each query by cosine similarity, without the matrix of all similarities.
 
 The gallery is read block by block, so it may be a memory-mapped file larger than memory. Tiles all have one shape, the
-last overlapping the one before: a product rounds alike everywhere, and equal items keep equal similarities.
+last overlapping the one before, and sides that are multiples of 16, filled up with zeros, since matrix products treat
+what is left over apart: so a product rounds alike everywhere, and equal items keep equal similarities.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from eao.kernels.contrastive import normalize
 Gallery = Tensor | NDArray[np.floating]
 
 _QUERIES, _ITEMS = 1024, 4096  # of one tile: 16 MB
+_MULTIPLE = 16
 _INDEX_BITS = 0xFFFFFFFF
 
 
@@ -123,10 +126,10 @@ class _Tile(NamedTuple):
 
 def _tiles(queries: Tensor, gallery: Gallery, holding: Tensor | None = None) -> Iterator[_Tile]:
     """Every similarity once, or only the tiles in which a query meets its item `holding` (Q,)."""
-    queries = normalize(queries.detach().float())
     rows, items = _starts(len(queries), _QUERIES), _starts(len(gallery), _ITEMS)
     height, width = min(len(queries), _QUERIES), min(len(gallery), _ITEMS)
-    buffer = queries.new_empty(height, width)
+    queries = _fill_up(normalize(queries.detach().float()), -height % _MULTIPLE)
+    buffer = queries.new_empty(height + -height % _MULTIPLE, width + -width % _MULTIPLE)
     for item, done_items in items:
         block = None
         for row, done_rows in rows:
@@ -136,9 +139,15 @@ def _tiles(queries: Tensor, gallery: Gallery, holding: Tensor | None = None) -> 
                     continue
             if block is None:
                 block = normalize(_block(gallery, item, item + width, queries.device))
+                block = _fill_up(block, len(buffer[0]) - width)
             # With a given output, autocast does not round the product.
-            torch.mm(queries[row : row + height], block.T, out=buffer)
-            yield _Tile(row + done_rows, item + done_items, buffer[done_rows:, done_items:])
+            torch.mm(queries[row : row + len(buffer)], block.T, out=buffer)
+            yield _Tile(row + done_rows, item + done_items, buffer[done_rows:height, done_items:width])
+
+
+def _fill_up(rows: Tensor, count: int) -> Tensor:
+    """With that many rows of zeros behind them."""
+    return F.pad(rows, (0, 0, 0, count)) if count else rows
 
 
 def _starts(count: int, size: int) -> list[tuple[int, int]]:

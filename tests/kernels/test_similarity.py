@@ -69,7 +69,7 @@ def test_random_rows_rank_as_in_the_whole_matrix():
     np.testing.assert_array_equal(topk_similarity(a, b, 9).indices.numpy(), np.argsort(-matrix, axis=1)[:, :9])
 
 
-@pytest.mark.parametrize("items", [1, 4, 5, 6, 13])
+@pytest.mark.parametrize("items", [1, 4, 5, 6, 7, 13, 37])
 def test_a_collapsed_embedding_gets_the_mean_of_all_places(small_tiles, items):
     # Wide rows of arbitrary numbers: the same product has to round alike in every tile.
     row = random_rows(1, 6144)
