@@ -229,8 +229,12 @@ def _reason(log: Path) -> str:
     # The table of models comes last: "| text | 1 | UNAVAILABLE: Internal: ... |".
     states = [re.split(r"\s*\|\s*", line.strip().strip("|").strip()) for line in lines if "UNAVAILABLE:" in line]
     failed = [f"{state[0]}: {state[-1].removeprefix('UNAVAILABLE: ')}" for state in states if len(state) == 3]
-    errors = [line.split("] ", 1)[-1].strip('"') for line in lines if re.match(r"E\d{4} |error:", line)]
-    return "\n     ".join((failed or errors or lines[-3:])[:6])
+    if failed:
+        return "\n     ".join(failed[:6])
+    # An abort is told in the last lines, which are no errors by their form; and some errors are told at every start.
+    errors = [line for line in lines if re.match(r"E\d{4} |error:", line)]
+    shown = (line.split("] ", 1)[-1].strip('"') for line in dict.fromkeys([*errors[:3], *lines[-3:]]))
+    return "\n     ".join(shown)
 
 
 def _choose_ports(ports: Ports) -> Ports:

@@ -28,7 +28,7 @@ from eao.model import build_model
 from eao.serve.triton.environment import Environment
 from eao.serve.triton.repository import write_repository
 from eao.serve.triton.schema import read_config, write_config
-from eao.serve.triton.server import Ports, running
+from eao.serve.triton.server import Ports, _reason, running
 
 from .conftest import ATOL, PATIENCE, client_of, statistics
 from .inputs import sentences_of
@@ -146,6 +146,12 @@ def test_a_model_that_does_not_load_is_named(repository: Path, environment: Envi
         running(repository, environment=environment),
     ):
         pytest.fail("it is ready")
+
+
+def test_an_abort_is_told_beside_the_errors_of_every_start(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text('E1130 16:01:02.3 7 a.cc:9] "no CUDA"\nI1130 16:01:02.4 7 b.cc:9] "starting"\nterminate called\n')
+    assert _reason(log).split("\n     ") == ["no CUDA", "starting", "terminate called"]
 
 
 def test_a_port_that_is_taken_is_named(written: Path, environment: Environment) -> None:
