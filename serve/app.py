@@ -24,10 +24,10 @@ from eao.serve.access import COOKIE
 from eao.serve.frame import Frame
 from eao.serve.logs import log
 from eao.serve.metrics import CONTENT_TYPE
-from eao.serve.problems import Problem, declare, from_eao, problem_reply, validation_problem
+from eao.serve.problems import REASON, Problem, declare, from_eao, problem_reply, validation_problem
 from eao.serve.schemas import Embeddings, ErrorReply, Facets, Health, Key, Query, SearchResult, Texts
 from eao.serve.service import Service
-from eao.serve.videos import open_file, video_response
+from eao.serve.videos import CACHING, matches, open_file, video_response
 
 PAGE = Path(__file__).parent / "page"
 _MONTH = 30 * 24 * 3600
@@ -67,15 +67,17 @@ def page_files(folder: Path) -> dict[str, Path]:
 
 def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> Response:
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, Problem):
+            request.scope[REASON] = error.reason
         return problem_reply(error)
 
     @app.exception_handler(EaoError)
-    async def eao_error(_: Request, error: EaoError) -> Response:
+    async def eao_error(request: Request, error: EaoError) -> Response:
         problem = from_eao(error)
         if problem.status_code == 503:
             log.error(error.message)
-        return problem_reply(problem)
+        return await http_error(request, problem)
 
     @app.exception_handler(RequestValidationError)
     async def request_error(_: Request, error: RequestValidationError) -> Response:
@@ -179,7 +181,7 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     statuses: dict[int | str, dict[str, Any]] = {
         200: whole,
         206: whole | {"description": "A range of the file."},
-        304: {"description": "It is the one that `If-None-Match` names."},
+        304: {"description": "It is the one that `If-None-Match` names, or older than `If-Modified-Since`."},
     }
 
     async def video(file_id: _FILE_ID, request: Request) -> Response:
@@ -208,13 +210,14 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         """A picture of an indexed file."""
         file = (await service.listing()).file(file_id)
         try:
-            picture, etag = await service.thumbnails.get(file, at, width)
+            wanted = await service.thumbnails.find(file, at, width)
+            headers = {"ETag": wanted.etag, "Cache-Control": CACHING}
+            if matches(request.headers.get("if-none-match", ""), wanted.etag):
+                return Response(status_code=304, headers=headers)
+            picture = await service.thumbnails.get(wanted)
         except EaoError as error:
             message = error.message.replace(file.path, file.name)
             raise Problem(404, f"there is no picture of {file.name}: {message}", error.hint) from None
-        headers = {"ETag": etag, "Cache-Control": "private, max-age=3600"}
-        if request.headers.get("if-none-match") == etag:
-            return Response(status_code=304, headers=headers)
         return Response(picture, media_type="image/jpeg", headers=headers)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import functools
 import hashlib
+import math
 import os
 import threading
 import time
@@ -13,11 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from eao.retrieval.index import Index
+from eao.serve.logs import log
 from eao.serve.problems import Problem
 from eao.serve.schemas import Facets
 
 FRESH = 2.0
 """Seconds for which a listing is taken for current."""
+LATEST = 10.0
+"""Seconds for which it is good enough while it is read again."""
 _UNTOLD = 30.0  # seconds between two readings of a store that does not tell whether it changed
 _FOLDERS = 1000  # that are listed
 _MARK = "~"  # between the id of a file and the times of a clip
@@ -86,7 +91,7 @@ class Listing:
         return f"{self.file(file_id).path}#t={times}"
 
     def below(self, folder: str) -> str:
-        """The path of a folder that a search is narrowed to.
+        """The path of a folder on this machine that a search is narrowed to.
 
         Raises:
             Problem: no file lies in or below it.
@@ -97,9 +102,10 @@ class Listing:
 
     @functools.cached_property
     def folders(self) -> Counter[str]:
-        """The folders with files in or below them, and how many."""
+        """The folders on this machine with files in or below them, and how many: an index knows no others."""
         counts: Counter[str] = Counter()
-        for folder, number in Counter(file.folder for file in self.files.values()).items():
+        local = (file for file in self.files.values() if os.path.isabs(file.path))
+        for folder, number in Counter(file.folder for file in local).items():
             parts = folder.split("/") if folder else []
             for depth in range(len(parts) + 1):
                 counts["/".join(parts[:depth])] += number
@@ -127,7 +133,7 @@ class Listing:
 class Catalog:
     """The listing of an index, read again when the index was changed, also by another process.
 
-    Threads may share it; reading blocks.
+    Threads may share it.
 
     Args:
         index: the index.
@@ -137,15 +143,29 @@ class Catalog:
         self.index = index
         self.latest = Listing()
         self._lock = threading.Lock()
-        self._checked = self._read = -_UNTOLD
+        self._checked = self._read = -math.inf
+        self._reading: asyncio.Task[Listing] | None = None
+        self._is_old = False  # what there was when that began
 
-    @property
-    def is_fresh(self) -> bool:
-        """Whether `latest` can be taken as it is."""
-        return time.monotonic() - self._checked < FRESH
+    async def current(self) -> Listing:
+        """The files as they are now or were a moment ago.
+
+        One task reads the index again while requests take what there is; it is waited for only if that is old.
+
+        Raises:
+            RetrievalError: the index has been unreadable for some time.
+        """
+        age = time.monotonic() - self._checked
+        if age < FRESH:
+            return self.latest
+        if self._reading is None:
+            self._reading = asyncio.create_task(asyncio.to_thread(self.listing))
+            self._reading.add_done_callback(self._end_reading)
+            self._is_old = age >= LATEST
+        return await asyncio.shield(self._reading) if self._is_old else self.latest
 
     def listing(self, at_once: bool = False) -> Listing:
-        """The files now.
+        """The files now; it blocks while they are read.
 
         Args:
             at_once: do not be content with what was read a moment ago.
@@ -154,8 +174,8 @@ class Catalog:
             RetrievalError: the index cannot be read.
         """
         with self._lock:
-            if at_once or not self.is_fresh:
-                now = time.monotonic()
+            now = time.monotonic()
+            if at_once or now - self._checked >= FRESH:
                 version = self.index.version()
                 changed = version != self.latest.version if version is not None else now - self._read > _UNTOLD
                 if changed or at_once or not self.latest.files:
@@ -163,6 +183,11 @@ class Catalog:
                     self._read = now
                 self._checked = now
             return self.latest
+
+    def _end_reading(self, reading: asyncio.Task[Listing]) -> None:
+        self._reading = None
+        if not reading.cancelled() and (error := reading.exception()) is not None:
+            log.warning(f"the index cannot be read again: {error}")
 
 
 def read_listing(index: Index, version: int | None = None) -> Listing:

@@ -7,7 +7,7 @@ import contextlib
 import re
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from eao.serve.access import Access
 from eao.serve.logs import SHOWN, event, log
 from eao.serve.metrics import Metrics
-from eao.serve.problems import Overloaded, Problem, problem_reply
+from eao.serve.problems import REASON, Overloaded, Problem, problem_reply
 from eao.serve.settings import Settings
 
 PAGE_POLICY = (
@@ -37,7 +37,7 @@ _SLOWEST = 100_000  # bytes per second: a slower upload runs into the time limit
 _LINGER = 1.0  # seconds that what a refused client still sends is read, so that it comes to read the answer
 _DISCONNECTED = 499
 _FIELDS = 50  # of a query that is read for the log
-_WHILE_DRAINING = ("/health", "/metrics")
+_ALWAYS = ("/health", "/metrics")  # an operator looks at them under any load, and while the service drains
 _FORMS = ("/search", "/embed")
 
 
@@ -82,6 +82,7 @@ class Frame:
     Attributes:
         draining: whether new requests are refused, because the service is about to stop.
         in_flight: requests that are being answered.
+        connections: tells how many are open; whoever runs the application knows better than it does.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, open_paths: Collection[str]) -> None:
@@ -92,6 +93,7 @@ class Frame:
         self.open_paths = frozenset(open_paths)
         self.draining = False
         self.in_flight = 0
+        self.connections: Callable[[], int] = lambda: self.in_flight
         self.gates = {
             gate.name: gate
             for gate in (
@@ -103,6 +105,7 @@ class Frame:
             )
         }
         metrics.watch("eao_in_flight", "Requests that are being answered.", lambda: self.in_flight)
+        metrics.watch("eao_connections", "Connections that are open.", lambda: self.connections())
         for gate in self.gates.values():
             metrics.watch("eao_inside", "Requests that are let in.", lambda gate=gate: gate.inside, kind=gate.name)  # type: ignore[misc]
 
@@ -110,7 +113,7 @@ class Frame:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, self.settings.max_upload)
+        exchange = Exchange(scope, receive, send, self.settings)
         self.in_flight += 1
         try:
             await self._answer(exchange)
@@ -130,7 +133,7 @@ class Frame:
         try:
             self._check(exchange)
             with self._gate(exchange).enter():
-                async with asyncio.timeout(self.settings.timeout) as exchange.timer:
+                async with asyncio.timeout(self.settings.timeout) as exchange.timer, exchange.watched():
                     await self.app(exchange.scope, exchange.receive, exchange.reply)
         except TimeoutError:
             await exchange.refuse(self._timed_out(exchange))
@@ -145,8 +148,11 @@ class Frame:
     def _check(self, exchange: Exchange) -> None:
         path = exchange.scope["path"]
         self.access.check_host(exchange.headers.get("host", ""))
-        if self.draining and path not in _WHILE_DRAINING:
-            raise Overloaded("the service is stopping", retry_after=5)
+        if path not in _ALWAYS:
+            if self.draining:
+                raise Overloaded("the service is stopping", retry_after=5, reason="draining")
+            if (count := self.connections()) > self.settings.connections:
+                raise Overloaded(f"{count} connections are open", closes=True)
         if path not in self.open_paths:
             self.access.check_key(exchange.headers)
         exchange.check_length()
@@ -162,7 +168,7 @@ class Frame:
     def _timed_out(self, exchange: Exchange) -> Problem:
         if not exchange.is_read:
             return Problem(408, "the request came too slowly", "use a faster connection, or a smaller file")
-        return Overloaded(f"there was no answer within {self.settings.timeout:g} s")
+        return Overloaded(f"there was no answer within {self.settings.timeout:g} s", reason="timeout")
 
     def _note(self, exchange: Exchange) -> None:
         route = getattr(exchange.scope.get("route"), "path", None)
@@ -174,9 +180,8 @@ class Frame:
         self.metrics.seconds.labels(route).observe(seconds)
         if exchange.has_files:
             self.metrics.uploaded.inc(exchange.received)
-        if exchange.status == 503:
-            reason = "draining" if self.draining else "timeout" if exchange.expired else "overload"
-            self.metrics.rejected.labels(reason).inc()
+        if exchange.status == 503 and REASON in exchange.scope:
+            self.metrics.rejected.labels(exchange.scope[REASON]).inc()
         client = exchange.scope.get("client")
         event(
             "request",
@@ -198,19 +203,17 @@ class Exchange:
         scope: of ASGI.
         receive: likewise.
         send: likewise.
-        max_upload: bytes of a body with files.
+        settings: of the service.
 
     Attributes:
         id: of the request, for the log; a client may give it as `X-Request-ID`.
-        status: of the answer; 0 before there is one.
+        status: of the answer; 0 before there is one, 499 if the client went away before.
         received: bytes of the body.
         sent: bytes of the answer's body.
-        is_read: whether the body was read to its end.
         timer: ends the request, until the answer begins.
-        expired: whether it took too long.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, max_upload: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
         self.scope = scope
         self.headers = Headers(scope=scope)
         self.began = time.perf_counter()
@@ -219,14 +222,24 @@ class Exchange:
         self.has_files = scope["path"] in _FORMS and self.headers.get("content-type", "").lower().startswith(
             "multipart/"
         )
-        self.limit = max_upload if self.has_files else _BODY
+        self.limit = settings.max_upload if self.has_files else _BODY
         self.status = 0
         self.received = self.sent = 0
-        self.is_read = "content-length" not in self.headers and "transfer-encoding" not in self.headers
         self.timer: asyncio.Timeout | None = None
-        self.expired = False
+        self._timeout = settings.timeout
         self._receive = receive
         self._send = send
+        self._read = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._is_told = True  # whether the application was told that the body is at its end
+        if self.headers.get("content-length", "0") == "0" and "transfer-encoding" not in self.headers:
+            self._read.set()
+            self._is_told = False
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the body was read to its end."""
+        return self._read.is_set()
 
     def check_length(self) -> None:
         """Raise Problem if the body is said to be too long."""
@@ -234,25 +247,43 @@ class Exchange:
         if length.isdigit() and int(length) > self.limit:
             raise self._too_large()
 
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Let the request end during the block when the client goes away, unless the answer has begun."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+
     async def receive(self) -> Message:
         """The next part of the body.
 
         Raises:
             Problem: there is more of it than is allowed.
         """
+        if self.is_read:
+            return await self._after_body()
         message = await self._receive()
-        if message["type"] == "http.request":
+        if message["type"] == "http.disconnect":
+            self.status = self.status or _DISCONNECTED
+        else:
             size = len(message.get("body", b""))
             self.received += size
-            self.is_read = not message.get("more_body", False)
+            if not message.get("more_body", False):
+                self._read.set()
             if self.received > self.limit:
                 raise self._too_large()
             if self.has_files and self.timer is not None and not self.timer.expired():
-                self.timer.reschedule((self.timer.when() or 0.0) + size / _SLOWEST)
+                # A fast upload must not save up time: what is left is never more than it was at first.
+                most = asyncio.get_running_loop().time() + self._timeout
+                self.timer.reschedule(min((self.timer.when() or 0.0) + size / _SLOWEST, most))
         return message
 
     async def reply(self, message: Message) -> None:
         """Send a part of the answer."""
+        if self.status == _DISCONNECTED:
+            return  # nobody reads it
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
@@ -276,9 +307,9 @@ class Exchange:
 
     async def refuse(self, problem: Problem) -> None:
         """Answer with an error, unless an answer has begun: then the connection ends in the middle of it."""
-        self.expired = self.timer is not None and self.timer.expired()
         self.timer = None
         if not self.status:
+            self.scope[REASON] = problem.reason
             await problem_reply(problem)(self.scope, self.receive, self.reply)
 
     def query(self) -> Mapping[str, str]:
@@ -293,12 +324,30 @@ class Exchange:
     def _too_large(self) -> Problem:
         return Problem(413, f"the request is larger than {self.limit:,} bytes", "send less, or a shorter file")
 
+    async def _after_body(self) -> Message:
+        # From here on `_watch` alone reads from the server: two readers would take each other's messages.
+        if not self._is_told:
+            self._is_told = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _watch(self) -> None:
+        await self._read.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone.set()
+        if not self.status and self.timer is not None and not self.timer.expired():
+            self.status = _DISCONNECTED
+            self.timer.reschedule(asyncio.get_running_loop().time())
+
     async def _linger(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER):
                 while not self.is_read:
                     message = await self._receive()
-                    self.is_read = message["type"] == "http.disconnect" or not message.get("more_body", False)
+                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                        self._read.set()
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})

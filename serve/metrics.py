@@ -25,7 +25,7 @@ class Metrics:
     Attributes:
         requests: answers, by route, method and status.
         seconds: until an answer was complete, by route.
-        rejected: requests that were refused with 503, by reason.
+        rejected: requests that were refused with 503, by `Reason`.
         batch_sizes: rows that an encoder was given at once.
         batch_seconds: that took.
         uploaded: bytes of files.

@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from eao.errors import ConfigError, DataError, EaoError, MediaError
 from eao.serve.schemas import ErrorReply
+
+Reason = Literal["overload", "timeout", "draining", "unavailable"]
+"""Why a request got 503: too much to do, too long, the service ends, or something that it needs is not there."""
+REASON = "eao.reason"
+"""Where the scope of a request that was refused has the `Reason`."""
 
 _MEANINGS = {
     400: "The request makes no sense.",
@@ -37,7 +42,12 @@ class Problem(HTTPException):
         message: what is wrong.
         hint: the next step.
         headers: of the answer.
+
+    Attributes:
+        reason: if the status is 503.
     """
+
+    reason: Reason = "unavailable"
 
     def __init__(self, status: int, message: str, hint: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, message, dict(headers) if headers else None)
@@ -51,17 +61,21 @@ class Overloaded(Problem):
     Args:
         message: of what there is too much.
         retry_after: seconds after which it is worth asking again.
+        reason: for the metrics.
+        closes: whether the connection ends with the answer.
     """
 
-    def __init__(self, message: str, retry_after: int = 1) -> None:
-        super().__init__(503, message, f"ask again in {retry_after} s", {"Retry-After": str(retry_after)})
+    def __init__(self, message: str, retry_after: int = 1, reason: Reason = "overload", closes: bool = False) -> None:
+        headers = {"Retry-After": str(retry_after)} | ({"Connection": "close"} if closes else {})
+        super().__init__(503, message, f"ask again in {retry_after} s", headers)
+        self.reason = reason
 
 
 def from_eao(error: EaoError) -> Problem:
     """The answer to a request that failed with one of the project's errors."""
     if isinstance(error, ConfigError | DataError | MediaError):
         return Problem(400, error.message, error.hint)
-    # An index that cannot be read, a package that is missing: the operator has to act.
+    # An index that cannot be read, a server of models that does not answer: the operator has to act.
     return Problem(503, error.message, error.hint, {"Retry-After": "60"})
 
 

@@ -14,7 +14,6 @@ from eao.retrieval.index import Index
 from eao.serve.logs import event, log, set_up_logs
 from eao.serve.settings import Settings
 
-_CONNECTIONS = 2048
 _BACKLOG = 1024
 _IDLE = 10  # seconds that a connection without a request is kept
 _CLOSING = 5  # seconds that connections get to close after the drain
@@ -91,11 +90,11 @@ async def _serve(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=_IDLE,
             timeout_graceful_shutdown=_CLOSING,
         )
         server = _Server(config, lambda: frame.drain(settings.grace))
+        frame.connections = lambda: len(server.server_state.connections)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not running.done():
             await asyncio.sleep(0.01)

@@ -77,7 +77,7 @@ class Service:
         self.catalog = Catalog(index)
         self.uploads = Uploads()
         self.decoders = DecoderPool(_MEDIA, upload_limits(settings.max_upload))
-        self.thumbnails = Thumbnails(DecoderPool(_PICTURES), _PICTURES, metrics)
+        self.thumbnails = Thumbnails(DecoderPool(_PICTURES), _PICTURES, 2 * settings.queue, metrics)
         self.batcher: Batcher[str, Floats] = Batcher(
             self._embed_texts, settings.batch, settings.batch_delay, settings.queue
         )
@@ -105,9 +105,7 @@ class Service:
 
     async def listing(self) -> Listing:
         """The indexed files, as they are now or were a moment ago."""
-        if self.catalog.is_fresh:
-            return self.catalog.latest
-        return await asyncio.to_thread(self.catalog.listing)
+        return await self.catalog.current()
 
     async def search(self, query: Query, form: Form | None = None) -> SearchResult:
         """The files that fit best.

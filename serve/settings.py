@@ -25,8 +25,10 @@ class Settings:
         api_key: what requests have to prove that they know; empty: nothing.
         allowed_hosts: names, beside this machine's own, under which it is called; of a reverse proxy for example.
         max_upload: bytes of a request with files.
-        queue: requests for searches and embeddings that may wait or be worked on at once; what comes beyond is refused.
-        uploads: requests with files that are taken at once.
+        queue: requests for searches and embeddings without files that may wait or be worked on at once; what comes
+            beyond is refused. For pictures, for files and for all else there is four times as much room each.
+        uploads: requests with files that are taken at once, beside those.
+        connections: that may be open; requests on more of them are refused.
         timeout: seconds after which a request that has no answer yet is given up.
         grace: seconds that requests get to finish when the service is stopped.
         batch: sentences that are embedded at once.
@@ -41,6 +43,7 @@ class Settings:
     max_upload: int = 200 * 10**6
     queue: int = 64
     uploads: int = 4
+    connections: int = 2048
     timeout: float = 30.0
     grace: float = 30.0
     batch: int = 16

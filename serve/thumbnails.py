@@ -10,10 +10,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from eao.features.decoder import DecoderPool
 from eao.serve.catalog import File
 from eao.serve.metrics import Metrics
+from eao.serve.problems import Overloaded
 from eao.serve.videos import open_file
 
 WIDTHS = (160, 320, 480, 640)
@@ -23,26 +25,59 @@ _QUALITY = 80
 _CACHE = 64 * 10**6  # bytes
 
 
+@dataclass(frozen=True)
+class Still:
+    """A picture that somebody wants.
+
+    Attributes:
+        path: of the file.
+        modified: when it was last changed, nanoseconds since 1970.
+        size: of the file, bytes.
+        at: seconds.
+        width: pixels.
+    """
+
+    path: str
+    modified: int
+    size: int
+    at: float
+    width: int
+
+    @property
+    def etag(self) -> str:
+        """The entity tag of the picture."""
+        return f'"{hashlib.sha256(repr(self).encode()).hexdigest()[:24]}"'
+
+
+@dataclass
+class _Work:
+    picture: asyncio.Future[bytes]
+    waiting: int = 0
+
+
 class Thumbnails:
     """Pictures as JPEG.
 
-    Two requests for one picture that is not there yet decode it once.
+    Two requests for one picture that is not there yet decode it once. One that nobody waits for any more before its
+    turn came is not made.
 
     Args:
         pool: the decoders.
         threads: pictures that are made at once; the pool has a process for each.
+        capacity: pictures that are made or wait for it; more are refused.
         metrics: where hits and misses are counted.
     """
 
-    def __init__(self, pool: DecoderPool, threads: int, metrics: Metrics) -> None:
+    def __init__(self, pool: DecoderPool, threads: int, capacity: int, metrics: Metrics) -> None:
         self.pool = pool
+        self.capacity = capacity
         self.metrics = metrics
         self.threads = ThreadPoolExecutor(threads, "thumbnail")
         self.kept = Kept(_CACHE)
-        self._making: dict[Hashable, asyncio.Task[bytes]] = {}
+        self._work: dict[Still, _Work] = {}
 
-    async def get(self, file: File, at: float, width: int) -> tuple[bytes, str]:
-        """A picture and its entity tag.
+    async def find(self, file: File, at: float, width: int) -> Still:
+        """Which picture that is.
 
         Args:
             file: of which.
@@ -51,35 +86,50 @@ class Thumbnails:
 
         Raises:
             Problem: the file is gone.
-            MediaError: it has no picture.
         """
         status = await asyncio.to_thread(_status, file)
-        at = round(min(at, file.duration) / _STEP) * _STEP
+        at = round(round(min(at, file.duration) / _STEP) * _STEP, 1)
         width = next((size for size in WIDTHS if size >= width), WIDTHS[-1])
-        key = (file.path, status.st_mtime_ns, status.st_size, round(at, 1), width)
-        picture = self.kept.get(key)
+        return Still(file.path, status.st_mtime_ns, status.st_size, at, width)
+
+    async def get(self, wanted: Still) -> bytes:
+        """A picture.
+
+        Raises:
+            Overloaded: too many are to be made.
+            MediaError: the file has none.
+        """
+        picture = self.kept.get(wanted)
         self.metrics.thumbnails.labels("memory" if picture is not None else "decoder").inc()
-        if picture is None:
-            if key not in self._making:
-                task = asyncio.create_task(self._make(key, file.path, at, width))
-                task.add_done_callback(lambda task: task.cancelled() or task.exception())  # also if nobody waits
-                self._making[key] = task
-            # Whoever stops waiting leaves the work to the others, and to the next one who asks.
-            picture = await asyncio.shield(self._making[key])
-        return picture, f'"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}"'
+        if picture is not None:
+            return picture
+        work = self._work.get(wanted) or self._begin(wanted)
+        work.waiting += 1
+        try:
+            return await asyncio.shield(work.picture)
+        finally:
+            work.waiting -= 1
+            if not work.waiting:
+                del self._work[wanted]
+                work.picture.cancel()  # if it is being made in this moment, it is kept all the same
 
     def close(self) -> None:
         """Give up the threads; those that decode end with the pool."""
         self.threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _make(self, key: Hashable, path: str, at: float, width: int) -> bytes:
-        try:
-            loop = asyncio.get_running_loop()
-            picture = await loop.run_in_executor(self.threads, self._draw, path, at, width)
-            self.kept.put(key, picture)
-            return picture
-        finally:
-            del self._making[key]
+    def _begin(self, wanted: Still) -> _Work:
+        if len(self._work) >= self.capacity:
+            raise Overloaded(f"{len(self._work)} pictures are being made already")
+        made = asyncio.get_running_loop().run_in_executor(self.threads, self._make, wanted)
+        self._work[wanted] = work = _Work(made)
+        return work
+
+    def _make(self, wanted: Still) -> bytes:
+        picture = self.kept.get(wanted)  # which those who asked first did not wait for
+        if picture is None:
+            picture = self._draw(wanted.path, wanted.at, wanted.width)
+            self.kept.put(wanted, picture)
+        return picture
 
     def _draw(self, path: str, at: float, width: int) -> bytes:
         from PIL import Image

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import AsyncIterator
-from email.utils import formatdate
+from email.utils import formatdate, parsedate_to_datetime
 from pathlib import PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote
@@ -37,7 +37,8 @@ _TYPES = {
     ".gif": "image/gif",
 }
 _PLAYABLE = frozenset({".mp4", ".m4v", ".mov", ".webm", ".ogv"})
-_CACHING = "private, no-cache"  # kept, but asked for again: the file may have changed
+CACHING = "private, no-cache"
+"""`Cache-Control` of what an indexed file gives: kept, but asked for again, since the file may have changed."""
 _CHUNK = 2**18
 
 
@@ -83,16 +84,15 @@ def video_response(method: str, given: Headers, file: File, handle: BinaryIO, st
     headers = {
         "etag": f'"{status.st_mtime_ns:x}-{size:x}"',
         "last-modified": formatdate(status.st_mtime, usegmt=True),
-        "cache-control": _CACHING,
+        "cache-control": CACHING,
         "accept-ranges": "bytes",
     }
-    if _matches(given.get("if-none-match", ""), headers["etag"]):
+    if _is_known(given, headers["etag"], status.st_mtime):
         handle.close()
         return Response(status_code=304, headers=headers)
-    wanted = (
-        given.get("range", "") if given.get("if-range") in (None, headers["etag"], headers["last-modified"]) else ""
-    )
-    ranged = find_range(wanted, size)
+    # Ranges are defined for GET alone (RFC 9110, section 14.2).
+    is_ranged = method == "GET" and given.get("if-range") in (None, headers["etag"], headers["last-modified"])
+    ranged = find_range(given.get("range", ""), size) if is_ranged else None
     begin, end = ranged or (0, size)
     if ranged is not None and begin >= end:
         handle.close()
@@ -135,9 +135,25 @@ def find_range(text: str, size: int) -> tuple[int, int] | None:
     return min(begin, size), min(max(end, begin), size)
 
 
-def _matches(given: str, etag: str) -> bool:
+def matches(given: str, etag: str) -> bool:
+    """Whether an `If-None-Match` header names an entity tag, weakly or not (RFC 9110, section 13.1.2).
+
+    Example:
+        >>> matches('"a", W/"b"', '"b"'), matches("*", '"b"'), matches("", '"b"')
+        (True, True, False)
+    """
     tags = [tag.strip().removeprefix("W/") for tag in given.split(",")]
     return etag in tags or "*" in tags
+
+
+def _is_known(given: Headers, etag: str, modified: float) -> bool:
+    if "if-none-match" in given:  # counts alone (RFC 9110, section 13.1.3)
+        return matches(given["if-none-match"], etag)
+    try:
+        since = parsedate_to_datetime(given.get("if-modified-since", "")).timestamp()
+    except (ValueError, OverflowError):
+        return False
+    return int(modified) <= since
 
 
 async def _read(handle: BinaryIO, begin: int, end: int) -> AsyncIterator[bytes]:

@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import pytest
 
 from eao.retrieval.index import Index
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 class Library(NamedTuple):
@@ -73,19 +73,43 @@ class Site:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels; `name` may choose some of them by `name{label="value"`."""
-        found = re.findall(rf"^{re.escape(name)}\S* (\S+)$", self.get("/metrics").text, re.MULTILINE)
+        found = _values(name, self.get("/metrics").text)
         assert found, f"no metric {name}"
-        return sum(map(float, found))
+        return sum(found)
+
+    def wait_for_metric(self, name: str, value: float) -> None:
+        """Return when a metric, see `metric`, has a value; an answer that comes too late for the service is no harm."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            answer = self.get("/metrics")
+            if answer.status_code == 200 and sum(_values(name, answer.text)) == value:
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"{name} does not become {value:g}")
 
     def _wait_until_ready(self) -> str:
         return str(self.wait_for("ready")["url"])
 
 
+def _values(name: str, text: str) -> list[float]:
+    return [float(value) for value in re.findall(rf"^{re.escape(name)}\S* (\S+)$", text, re.MULTILINE)]
+
+
 @contextlib.contextmanager
-def serving(library: Library, log: Path, *options: object, key: str = "", **environment: str) -> Iterator[Site]:
-    """A service during the block; it is stopped by its process id at the end."""
-    command = [sys.executable, "-m", "eao", "serve", str(library.index), "--model", str(library.bundle)]
-    command += ["--port", "0", "--log-format", "json", *map(str, options)]
+def serving(
+    library: Library, log: Path, *options: object, encoder: str = "", key: str = "", **environment: str
+) -> Iterator[Site]:
+    """A service during the block, of a bundle or with a server as its encoder."""
+    model = ["--encoder", encoder] if encoder else ["--model", str(library.bundle)]
+    command = ["-m", "eao", "serve", str(library.index), *model, "--port", "0", "--log-format", "json"]
+    with running([*command, *map(str, options)], log, key, **environment) as site:
+        yield site
+
+
+@contextlib.contextmanager
+def running(arguments: Sequence[str], log: Path, key: str = "", **environment: str) -> Iterator[Site]:
+    """A service that Python runs during the block; it is stopped by its process id at the end."""
+    command = [sys.executable, *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
@@ -117,8 +141,8 @@ def library(tmp_path_factory: pytest.TempPathFactory, bundle: Path, clips: Path)
 @pytest.fixture(scope="session")
 def site(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A service for all tests that leave it as it is."""
-    with serving(library, tmp_path_factory.mktemp("site") / "log.jsonl", "--max-upload", "3MB") as running:
-        yield running
+    with serving(library, tmp_path_factory.mktemp("site") / "log.jsonl", "--max-upload", "3MB") as site:
+        yield site
 
 
 @pytest.fixture
@@ -126,9 +150,9 @@ def start(library: Library, tmp_path: Path) -> Iterator[Callable[..., Site]]:
     """`start("--queue", 1)`: a service of the test's own."""
     with contextlib.ExitStack() as stack:
 
-        def begin(*options: object, of: Library = library, key: str = "", **environment: str) -> Site:
+        def begin(*options: object, of: Library = library, **others: str) -> Site:
             log = tmp_path / f"log-{uuid.uuid4().hex}.jsonl"
-            return stack.enter_context(serving(of, log, *options, key=key, **environment))
+            return stack.enter_context(serving(of, log, *options, **others))
 
         yield begin
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from eao.errors import RetrievalError
+from eao.retrieval.clips import FileState
 from eao.retrieval.index import Index
+from eao.serve import catalog as catalog_module
 from eao.serve.catalog import Catalog, clip_id, file_id, read_listing
 from eao.serve.problems import Problem
 
@@ -65,6 +71,99 @@ def test_changes_by_another_index_are_seen(library: Library, bundle: Path, tmp_p
     assert {file.folder for file in catalog.listing(at_once=True).files.values()} == {"", "quiet"}
     other.remove(str(tmp_path / "clips" / "red.mp4"))
     assert len(catalog.listing(at_once=True).files) == 1
+
+
+class Shelf:
+    """What a catalog reads of an index: it takes as long as the test likes, and may fail."""
+
+    def __init__(self, *paths: str) -> None:
+        self.paths = list(paths)
+        self.readings = 0
+        self.failure: Exception | None = None
+        self.released = threading.Event()
+        self.released.set()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def version(self) -> int:
+        return len(self.paths)
+
+    def states(self) -> dict[str, FileState]:
+        self.readings += 1
+        assert self.released.wait(60)
+        if self.failure is not None:
+            raise self.failure
+        return {path: FileState(1, 0) for path in self.paths}
+
+    def durations(self) -> dict[str, float]:
+        return dict.fromkeys(self.paths, 1.0)
+
+
+def test_nobody_waits_while_the_index_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        shelf: Any = Shelf("/clips/a.mp4")
+        catalog = Catalog(shelf)
+        assert len((await catalog.current()).files) == 1  # the first one is waited for
+        monkeypatch.setattr(catalog_module, "FRESH", 0.0)
+        shelf.paths.append("/clips/b.mp4")
+        shelf.released.clear()
+        for _ in range(20):
+            assert len((await catalog.current()).files) == 1
+            await asyncio.sleep(0)
+        shelf.released.set()
+        while len((await catalog.current()).files) == 1:
+            await asyncio.sleep(0.001)
+        assert shelf.readings == 2
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_what_is_old_is_given_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        shelf: Any = Shelf("/clips/a.mp4")
+        catalog = Catalog(shelf)
+        await catalog.current()
+        shelf.paths.append("/clips/b.mp4")
+        for limit in ("FRESH", "LATEST"):
+            monkeypatch.setattr(catalog_module, limit, 0.0)
+        listings = await asyncio.gather(*(catalog.current() for _ in range(20)))
+        assert {len(listing.files) for listing in listings} == {2} and shelf.readings == 2
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_an_index_that_cannot_be_read_again_is_told_at_last(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        shelf: Any = Shelf("/clips/a.mp4")
+        catalog = Catalog(shelf)
+        await catalog.current()
+        monkeypatch.setattr(catalog_module, "FRESH", 0.0)
+        shelf.paths.append("/clips/b.mp4")
+        shelf.failure = RetrievalError("the table is damaged")
+        while "the table is damaged" not in caplog.text:
+            assert len((await catalog.current()).files) == 1
+            await asyncio.sleep(0.001)
+        monkeypatch.setattr(catalog_module, "LATEST", 0.0)
+        while True:  # one that began before may still be under way
+            try:
+                await catalog.current()
+            except RetrievalError:
+                break
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_folders_of_other_machines_are_shown_but_not_offered() -> None:
+    shelf: Any = Shelf("/clips/a.mp4", "/clips/b/c.mp4", "https://example.org/b/d.mp4")
+    listing = read_listing(shelf)
+    assert {file.folder for file in listing.files.values()} == {"", "b", "example.org/b"}
+    assert listing.facets(("video",), 1).folders == ["", "b"] and listing.folders["b"] == 1
+    with pytest.raises(Problem, match="no indexed file lies"):
+        listing.below("example.org/b")
 
 
 def test_an_empty_index_has_no_facets(bundle: Path, tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
-from .http_service import Library
+from eao.serve.problems import Reason
+
+from .http_service import Library, Site
 
 PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 
@@ -41,7 +44,7 @@ def test_the_commands_of_the_page_work(library: Library, tmp_path: Path) -> None
     assert '"hits":[{"id":' in told and '"embeddings": [[' in told and "eao_batch_size_count" in told
 
 
-def test_every_metric_and_option_of_the_page_exists() -> None:
+def test_every_metric_and_option_of_the_page_exists(site: Site) -> None:
     from typer.testing import CliRunner
 
     from eao.cli.common import app
@@ -51,3 +54,8 @@ def test_every_metric_and_option_of_the_page_exists() -> None:
     shown = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output
     own = set(re.findall(r"`(--[a-z-]+)", text))
     assert own - set(re.findall(r"--[a-z-]+", shown)) == set()
+    told = set(re.findall(r"`(eao_[a-z_]+)", text))
+    there = set(re.findall(r"^# HELP (eao_\w+)", site.get("/metrics").text, re.MULTILINE))
+    assert told == {name for name in there if not name.endswith("_created")}
+    (reasons,) = re.findall(r"`eao_rejected_total\{reason\}` \| 503: (.*) \|", text)
+    assert all(reason in reasons for reason in get_args(Reason))

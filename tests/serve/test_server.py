@@ -3,61 +3,123 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from eao.errors import ServingError
+from eao.retrieval.index import Index
 from eao.serve.server import open_socket
 from eao.serve.settings import Settings
 
-from .http_service import Library, Site, serving
+from .conftest import Served
+from .http_service import Library, Site, running, serving
 
+PATIENCE = 60.0
+FILE = 'name="file"; filename="x.mp4"'
 KEY = "0123456789abcdef0123"
 Start = Callable[..., Site]
 
 
-def test_overload_is_refused_at_once_and_never_hangs(start: Start) -> None:
-    own = start("--queue", 2, "--batch", 1, "--timeout", "20s")
+@pytest.mark.parametrize("kind", ["searches", "uploads"])
+def test_overload_is_refused_at_once_and_never_hangs(start: Start, library: Library, kind: str) -> None:
+    own = start("--queue", 2, "--uploads", 2, "--timeout", "1000s")
+    red = (library.clips / "red.mp4").read_bytes()
+    form = {"files": {"file": ("x.mp4", red)}}
 
     def ask(number: int) -> httpx.Response:
-        with httpx.Client(base_url=own.url, timeout=30) as client:
-            return client.get("/search", params={"q": f"red {number}"})
+        if kind == "uploads":
+            return own.post("/search", **form)
+        return own.get("/search", params={"q": f"red {number}"})
 
-    began = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(32) as threads:
-        answers = list(threads.map(ask, range(160)))
-    assert time.monotonic() - began < 30
-    statuses = Counter(answer.status_code for answer in answers)
-    assert set(statuses) == {200, 503} and statuses[200] >= 2
-    for answer in answers:
-        if answer.status_code == 503:
-            assert int(answer.headers["retry-after"]) >= 1 and answer.json()["error"]["hint"]
-    assert own.metric('eao_rejected_total{reason="overload"') == statuses[503]
-    assert own.get("/search", params={"q": "red"}).status_code == 200
+    def half() -> half_sent:
+        return half_sent(own, red) if kind == "uploads" else half_sent(own, b'{"text": ["red dog"]}', "/embed")
+
+    with half() as first, half() as second:  # they hold every place there is
+        own.wait_for_metric(f'eao_inside{{kind="{kind}"', 2)
+        with concurrent.futures.ThreadPoolExecutor(16) as threads:
+            answers = list(threads.map(ask, range(80)))
+        for answer in answers:
+            assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
+            assert kind in answer.json()["error"]["message"] and answer.json()["error"]["hint"]
+        assert own.metric('eao_rejected_total{reason="overload"') == 80
+        for connection, rest in (first, second):
+            connection.sendall(rest)
+            connection.settimeout(PATIENCE)
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert ask(0).status_code == 200
+
+
+def test_more_connections_than_may_be_open_are_refused_as_all_else_is(library: Library, tmp_path: Path) -> None:
+    script = (
+        "import sys; from eao.retrieval.index import Index; from eao.serve.server import serve; "
+        "from eao.serve.settings import Settings; "
+        "serve(Index(sys.argv[1], sys.argv[2]), Settings(port=0, connections=3, log_format='json'))"
+    )
+    with running(["-c", script, str(library.index), str(library.bundle)], tmp_path / "log") as own:
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(socket.create_connection(address(own), timeout=PATIENCE))
+            own.wait_for_metric("eao_connections", 4)
+            refused = own.get("/search", params={"q": "red"})
+            assert refused.status_code == 503 and refused.headers["retry-after"] and refused.json()["error"]["hint"]
+            assert own.metric('eao_rejected_total{reason="overload"') == 1
+            assert own.get("/health").status_code == 200
+        own.wait_for_metric("eao_connections", 1)
+        assert own.get("/search", params={"q": "red"}).status_code == 200
 
 
 def test_a_request_that_takes_too_long_is_given_up(start: Start) -> None:
-    own = start("--timeout", "300ms", "--batch-delay", "3s")
+    own = start("--timeout", "500ms", "--batch-delay", "1000s")
     answer = own.get("/search", params={"q": "red"})
     assert answer.status_code == 503 and answer.headers["retry-after"]
     assert "within" in answer.json()["error"]["message"]
-    assert own.metric('eao_rejected_total{reason="timeout"') >= 1
+    own.wait_for_metric('eao_rejected_total{reason="timeout"', 1)
+
+
+def test_a_client_that_goes_away_leaves_its_place_to_others(start: Start) -> None:
+    own = start("--uploads", 2, "--timeout", "1000s", "--batch-delay", "1000s")
+    words = [half_sent(own, b"red", part='name="q"') for _ in range(2)]
+    with words[0] as first, words[1] as second:
+        for connection, rest in (first, second):
+            connection.sendall(rest)
+        own.wait_for_metric("eao_queue_depth", 1)  # one waits, since a batch gathers with the other
+    own.wait_for_metric('eao_inside{kind="uploads"', 0)
+    with half_sent(own, b"x"):
+        own.wait_for_metric('eao_inside{kind="uploads"', 1)
+    own.wait_for_metric('eao_inside{kind="uploads"', 0)
+    lines = [line for line in own.lines() if line.get("route") == "/search"]
+    assert [line["status"] for line in lines] == [499] * 3
+    assert own.metric('eao_requests_total{method="POST",route="/search",status="499"') == 3
+    assert "a request failed" not in own.log.read_text()
+
+
+def test_what_is_not_there_is_no_overload(start: Start, library: Library, bundle: Path, tmp_path: Path) -> None:
+    Index(tmp_path / "index", bundle).add(library.clips / "red.mp4")
+    own = start(of=Library(tmp_path / "index", bundle, library.clips))
+    assert own.get("/search", params={"q": "red"}).status_code == 200
+    for table in (tmp_path / "index").rglob("*.lance"):
+        if table.is_file():
+            table.write_bytes(b"")
+    answer = own.get("/search", params={"q": "blue"})
+    assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 1, answer.text
+    own.wait_for_metric('eao_rejected_total{reason="unavailable"', 1)
+    assert 'reason="overload"' not in own.get("/metrics").text
 
 
 def test_a_request_that_comes_too_slowly_is_given_up(start: Start) -> None:
     own = start("--timeout", "500ms")
     with half_sent(own, b"x") as (connection, _):
-        connection.settimeout(10)
+        connection.settimeout(PATIENCE)
         assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
@@ -103,12 +165,11 @@ def test_what_is_no_http_is_refused(site: Site, sent: bytes) -> None:
 
 
 def test_a_signal_drains(start: Start, library: Library) -> None:
-    own = start("--grace", "20s")
+    own = start("--grace", "100s")
     content = (library.clips / "red.mp4").read_bytes()
-    kept = httpx.Client(base_url=own.url, timeout=20)
-    with half_sent(own, content) as (connection, rest), kept:
-        assert kept.get("/health").status_code == 200
-        time.sleep(0.2)  # until the half request was accepted
+    kept = own.client
+    with half_sent(own, content) as (connection, rest):
+        own.wait_for_metric('eao_inside{kind="uploads"', 1)
         own.process.send_signal(signal.SIGTERM)
         own.wait_for("draining")
         refused = kept.get("/search", params={"q": "red"})
@@ -116,28 +177,30 @@ def test_a_signal_drains(start: Start, library: Library) -> None:
         health = kept.get("/health")
         assert health.status_code == 503 and health.json()["status"] == "draining"
         connection.sendall(rest)
-        connection.settimeout(20)
+        connection.settimeout(PATIENCE)
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
-    assert own.process.wait(timeout=20) == 0
+    assert own.process.wait(timeout=PATIENCE) == 0
     assert own.lines()[-1]["event"] == "stopped"
 
 
 def test_a_second_signal_ends_it_at_once(start: Start) -> None:
-    own = start("--grace", "100s")
+    own = start("--grace", "1000s", "--timeout", "1000s")
     with half_sent(own, b"x"):
-        time.sleep(0.2)
+        own.wait_for_metric('eao_inside{kind="uploads"', 1)
         own.process.send_signal(signal.SIGTERM)
         own.wait_for("draining")
+        assert own.process.poll() is None
         own.process.send_signal(signal.SIGTERM)
-        assert own.process.wait(timeout=20) == 0
+        assert own.process.wait(timeout=PATIENCE) == 0
 
 
 def test_it_ends_though_a_client_never_does(start: Start) -> None:
     own = start("--grace", "500ms")
     with half_sent(own, b"x"):
-        time.sleep(0.2)
+        own.wait_for_metric('eao_inside{kind="uploads"', 1)
         own.process.send_signal(signal.SIGTERM)
-        assert own.process.wait(timeout=20) == 0
+        assert own.process.wait(timeout=PATIENCE) == 0
+    assert [line["level"] for line in own.lines() if line["event"] == "not all requests were finished in time"]
 
 
 def test_a_restart_loses_nothing(start: Start) -> None:
@@ -198,6 +261,27 @@ def test_a_key_protects_all_but_the_page(start: Start, tmp_path: Path) -> None:
     assert KEY not in own.log.read_text()
 
 
+def test_a_server_of_models_embeds_in_its_place(site: Site, start: Start, library: Library, served: Served) -> None:
+    own = start(encoder=served.address("grpc"))
+    red = {"files": {"file": ("x.mp4", (library.clips / "red.mp4").read_bytes())}}
+    for ask in (
+        lambda one: one.get("/search", params={"q": "red dog"}),
+        lambda one: one.get("/search", params={"q": "blue", "seen": 0.25}),
+        lambda one: one.post("/search", **red),
+        lambda one: one.post("/search", **red, data={"q": "red dog"}),
+    ):
+        here, there = ask(site), ask(own)
+        assert (here.status_code, there.status_code) == (200, 200), there.text
+        assert shown(here) and list(shown(there)) == list(shown(here))
+        np.testing.assert_allclose(list(shown(there).values()), list(shown(here).values()), atol=1e-5)
+    assert own.get("/health").json()["model"] == site.get("/health").json()["model"]
+
+
+def shown(answer: httpx.Response) -> dict[tuple[str, str], float]:
+    """Scores by file and clip; sorted, since two files have the same bytes and rounding orders them."""
+    return dict(sorted(((hit["name"], hit["clip"]), hit["score"]) for hit in answer.json()["hits"]))
+
+
 def test_a_foreign_name_is_refused_unless_it_is_allowed(start: Start) -> None:
     own = start("--allow-host", "videos.example.org")
     assert own.get("/health", headers={"Host": "evil.example"}).status_code == 400
@@ -248,19 +332,20 @@ def address(site: Site) -> tuple[str, int]:
 
 
 class half_sent:  # noqa: N801
-    """A search with a file of which only the first half is sent: (connection, the rest)."""
+    """A request of which only the first half of the body is sent: (connection, the rest).
 
-    def __init__(self, site: Site, content: bytes) -> None:
+    `/search` gets a form with the content as `part`, `/embed` the content itself, which is JSON.
+    """
+
+    def __init__(self, site: Site, content: bytes, path: str = "/search", part: str = FILE) -> None:
         host, port = address(site)
-        body = (
-            b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.mp4"\r\n\r\n' + content + b"\r\n--b--\r\n"
-        )
-        head = (
-            f"POST /search HTTP/1.1\r\nHost: {host}\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
+        body, kind = content, "application/json"
+        if path == "/search":
+            body = f"--b\r\nContent-Disposition: form-data; {part}\r\n\r\n".encode() + content + b"\r\n--b--\r\n"
+            kind = "multipart/form-data; boundary=b"
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
         self.rest = body[len(body) // 2 :]
-        self.connection = socket.create_connection((host, port), timeout=10)
+        self.connection = socket.create_connection((host, port), timeout=PATIENCE)
         self.connection.sendall(head.encode() + body[: len(body) // 2])
 
     def __enter__(self) -> tuple[socket.socket, bytes]:
