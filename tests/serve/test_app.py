@@ -227,12 +227,20 @@ def test_a_decoder_that_is_killed_is_replaced(site: Site, library: Library) -> N
 
 
 def test_concurrent_searches_share_batches(site: Site) -> None:
-    rows, batches = (site.metric(f'eao_batch_size_{name}{{encoder="text"') for name in ("sum", "count"))
-    with concurrent.futures.ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(lambda i: site.get("/search", params={"q": f"red dog {i}"}), range(64)))
-    assert {answer.status_code for answer in answers} == {200}
-    rows_then, batches_then = (site.metric(f'eao_batch_size_{name}{{encoder="text"') for name in ("sum", "count"))
-    assert rows_then - rows == 64 and batches_then - batches < 48
+    def embedded() -> np.ndarray:
+        return np.array([site.metric(f'eao_batch_size_{name}{{encoder="text"') for name in ("sum", "count")])
+
+    before = embedded()
+    # On a machine that has much else to do, a round of them may come one by one.
+    for searches in range(64, 64 * 20, 64):
+        with concurrent.futures.ThreadPoolExecutor(16) as threads:
+            answers = list(threads.map(lambda i: site.get("/search", params={"q": f"red dog {i}"}), range(64)))
+        assert {answer.status_code for answer in answers} == {200}
+        rows, batches = embedded() - before
+        assert rows == searches
+        if batches < 0.75 * rows:
+            return
+    raise AssertionError(f"{rows:.0f} searches made {batches:.0f} batches")
 
 
 def test_metrics_count_requests_by_route(site: Site) -> None:
