@@ -89,7 +89,7 @@ def filled(arrays: Arrays, value: float) -> Arrays:
 
 
 BAD: dict[str, tuple[str, Callable[[ServedBundle], Arrays]]] = {
-    "no words": ("embed-text", lambda _: {"sentence": sentences_of("?!")}),
+    "no words": ("embed-text", lambda _: {"sentence": sentences_of("red", " ")}),
     "unknown words": ("embed-text", lambda _: {"sentence": sentences_of("red", "xyzzy")}),
     "not UTF-8": ("embed-text", lambda _: {"sentence": np.array([[b"\xff\xfe"]], dtype=object)}),
     "another width": ("text", lambda t: t.changed("text", text=lambda x: x[..., 1:])),
