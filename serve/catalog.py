@@ -122,8 +122,8 @@ class Listing:
         moments = [file.modified for file in self.files.values()]
         return Facets(
             folders=sorted(name for name, _ in self.folders.most_common(_FOLDERS)),
-            duration=(min(durations), max(durations)) if durations else None,
-            modified=(_moment(min(moments)), _moment(max(moments))) if moments else None,
+            duration=[min(durations), max(durations)] if durations else None,
+            modified=[_moment(min(moments)), _moment(max(moments))] if moments else None,
             encoders=list(encoders),
             has_audio="audio" in encoders and "video" in encoders,
             uploads=uploads,

@@ -19,7 +19,7 @@ holds all indexed files: no answer tells where they lie on the server.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -74,6 +74,11 @@ class Health(BaseModel):
     model: str
 
 
+T = TypeVar("T")
+# No tuple: many programs that read an OpenAPI know none.
+_Two = Annotated[list[T], Field(min_length=2, max_length=2)]
+
+
 class Facets(BaseModel):
     """What a search can be narrowed to.
 
@@ -87,8 +92,8 @@ class Facets(BaseModel):
     """
 
     folders: list[str]
-    duration: tuple[float, float] | None
-    modified: tuple[datetime, datetime] | None
+    duration: _Two[float] | None
+    modified: _Two[datetime] | None
     encoders: list[str]
     has_audio: bool
     uploads: int
