@@ -5,11 +5,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 TARGETS = {
     "sm_80": 166912,  # A100
@@ -57,7 +62,13 @@ def nearest_target(major: int, minor: int) -> str | None:
     return None if chosen is None else f"sm_{major}{chosen}"
 
 
-@torch.compiler.assume_constant_result
+def _constant_when_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """What `torch.compiler.assume_constant_result` does, which would import the compiler: seconds for every command."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_when_compiled
 @functools.cache
 def _has_kernels(index: int) -> bool:
     device = torch.device("cuda", index)

@@ -51,6 +51,11 @@ def test_command_loads_no_framework_for_its_help() -> None:
     assert modules_after(code).isdisjoint(HEAVY)
 
 
+def test_the_model_loads_no_compiler() -> None:
+    """torch's would cost every command seconds."""
+    assert "torch._dynamo" not in modules_after("import eao.embedder, eao.export.runtime, eao.retrieval.index")
+
+
 @pytest.mark.parametrize("name", eao.__all__)
 def test_public_name_resolves_and_is_documented(name: str) -> None:
     value = getattr(eao, name)

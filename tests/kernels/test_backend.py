@@ -92,3 +92,11 @@ def test_the_graph_of_a_gpu_holds_the_sums_that_its_backward_kernels_need():
         assert torch.ops.eao.packed_attention(qkv, starts, 5, None)[1].shape == (2, 7)
         assert torch.ops.eao.packed_attention(wide, starts, 5, None)[1].shape == (2, 0)
         assert packed_attention(qkv, starts, 5).shape == (7, 2, 16)
+
+
+def test_the_compiler_takes_what_a_gpu_has_for_constant():
+    @torch.compiler.assume_constant_result
+    def marked():
+        return True
+
+    assert vars(marked) and vars(marked).items() <= vars(backend._has_kernels).items()
