@@ -57,8 +57,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, index: Index) -> Iterator[str
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Of one module: while Playwright is open, its event loop runs in this thread, and no other can."""
     if not CHROMIUM:
         pytest.skip("Chromium is not installed: apt install chromium")
     with chromium(*MICROPHONE) as browser:
