@@ -25,7 +25,7 @@ from eao.bench.roofline import call_bytes, encoder_work
 from eao.errors import ConfigError, EaoError, ExportError
 from eao.export.bundle import choose_encoders
 from eao.export.encoders import BATCH, SPECTROGRAM_FRAMES, TEXT_TOKENS, VIDEO_TOKENS, Model, to_batch
-from eao.export.engines import PRECISIONS, Session, engine_name, open_engine, unproven, unusable
+from eao.export.engines import PRECISIONS, Session, engine_name, open_engine
 from eao.export.manifest import EngineEntry, FileEntry, check_file, versions
 from eao.export.runtime import Bundle
 from eao.kernels.contrastive import normalize
@@ -231,7 +231,7 @@ def choose_engines(
         and bundle.engine in (None, entry.engine)
         and bundle.precision in (None, entry.precision)
     ]
-    reasons = {_way(e): unusable(e.engine, bundle.device, e.precision) or unproven(e) for e in asked}
+    reasons = {_way(entry): bundle.refusal(entry) for entry in asked}
     skipped = {way: reason for way, reason in reasons.items() if reason is not None}
     found = [entry for entry in asked if _way(entry) not in skipped]
     if not found:

@@ -78,7 +78,8 @@ def cpu_flags() -> set[str]:
 def has_exact_int8() -> bool:
     """Whether the CPU adds int8 products in 32 bits, as with VNNI, rather than in 16, where sums overflow."""
     flags = cpu_flags()
-    return "avx2" not in flags or bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8"})
+    is_x86 = "sse2" in flags
+    return not is_x86 or bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def has_nvidia_device() -> bool:

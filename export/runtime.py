@@ -127,11 +127,15 @@ class Bundle:
         reasons = []
         for entry in self._wanted:
             if entry.encoder == encoder:
-                reason = unusable(entry.engine, self.device, entry.precision) or unproven(entry)
+                reason = self.refusal(entry)
                 if reason is None:
                     return entry
                 reasons.append(f"{entry.engine} {entry.precision}: {reason}")
         raise ExportError(f"no engine of encoder {encoder} in {self.path} runs here", "; ".join(reasons))
+
+    def refusal(self, entry: EngineEntry) -> str | None:
+        """Why one of the engines is not used on this machine and device, or None."""
+        return unusable(entry.engine, self.device, entry.precision) or unproven(entry)
 
     def stage(self, name: str) -> Stage:
         """A part of the model, opened on first use. Stages are float32 graphs for onnxruntime, whatever the engines.

@@ -128,8 +128,9 @@ def _tiles(queries: Tensor, gallery: Gallery, holding: Tensor | None = None) -> 
     """Every similarity once, or only the tiles in which a query meets its item `holding` (Q,)."""
     rows, items = _starts(len(queries), _QUERIES), _starts(len(gallery), _ITEMS)
     height, width = min(len(queries), _QUERIES), min(len(gallery), _ITEMS)
-    queries = _fill_up(normalize(queries.detach().float()), -height % _MULTIPLE)
-    buffer = queries.new_empty(height + -height % _MULTIPLE, width + -width % _MULTIPLE)
+    extra_rows, extra_items = -height % _MULTIPLE, -width % _MULTIPLE
+    queries = _fill_up(normalize(queries.detach().float()), extra_rows)
+    buffer = queries.new_empty(height + extra_rows, width + extra_items)
     for item, done_items in items:
         block = None
         for row, done_rows in rows:
@@ -138,8 +139,7 @@ def _tiles(queries: Tensor, gallery: Gallery, holding: Tensor | None = None) -> 
                 if not bool(((wanted >= item + done_items) & (wanted < item + width)).any()):
                     continue
             if block is None:
-                block = normalize(_block(gallery, item, item + width, queries.device))
-                block = _fill_up(block, len(buffer[0]) - width)
+                block = _fill_up(normalize(_block(gallery, item, item + width, queries.device)), extra_items)
             # With a given output, autocast does not round the product.
             torch.mm(queries[row : row + len(buffer)], block.T, out=buffer)
             yield _Tile(row + done_rows, item + done_items, buffer[done_rows:height, done_items:width])

@@ -198,3 +198,22 @@ def test_table_shows_every_check_and_escapes_markup() -> None:
 
 def test_whole_table_fits_a_narrow_terminal(checks: list[Check]) -> None:
     assert max(len(line) for line in shown(checks, width=80).splitlines()) <= 80
+
+
+@pytest.mark.parametrize(
+    ("flags", "exact"),
+    [
+        ("sse2 sse4_1", False),
+        ("sse2 avx2 avx512f", False),
+        ("sse2 avx2 avx_vnni", True),
+        ("sse2 avx2 avx512f avx512_vnni", True),
+        ("fp asimd", True),
+        ("", True),
+    ],
+)
+def test_int8_sums_are_known_by_the_instructions_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, flags: str, exact: bool
+) -> None:
+    monkeypatch.setattr(probes, "cpu_flags", lambda: set(flags.split()))
+    assert probes.has_exact_int8() == exact
+    assert find(list(doctor._devices()), "int8 on the CPU").usable == exact
