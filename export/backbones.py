@@ -148,7 +148,8 @@ def export_backbone(
         subject = Subject(f"backbone {name}", _Whole(module), (_spec(network),))
         graph = export_subject(subject, Path(draft) / f"{name}.onnx", OPSET, external_data=False).path
         for precision in precisions:
-            of_precision = graph if precision == "fp32" else _quantize(graph, read)
+            # A file of OpenVINO's is loaded on CPUs with and without VNNI.
+            of_precision = graph if precision == "fp32" else _quantize(graph, read, "openvino" in engines)
             for engine in engines:
                 file = of_precision if engine == "onnx" else _to_openvino(of_precision)
                 found, misses = _measure(network, file, engine, precision, proof, thresholds)
@@ -237,11 +238,11 @@ def _spec(network: Network) -> InputSpec:
     return InputSpec(FRAMES, "uint8", (Axis(BATCH), *sizes))
 
 
-def _quantize(graph: Path, frames: Frames) -> Path:
+def _quantize(graph: Path, frames: Frames, reduce_range: bool) -> Path:
     model = onnx.load(graph)
     step = max(1, len(frames) // CALIBRATION_ROWS)
     feeds = ({FRAMES: image[None]} for image in frames[::step])
-    quantized = to_int8(model, collect(graph, feeds, calibrated_tensors(model)))
+    quantized = to_int8(model, collect(graph, feeds, calibrated_tensors(model)), reduce_range=reduce_range)
     path = graph.with_name(f"{graph.stem}.int8.onnx")
     onnx.save(quantized, path)
     return path

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import onnx
 from numpy.typing import NDArray
 
+from eao import probes
 from eao.config import Config
 from eao.errors import ExportError, missing_dependency
 from eao.export.calibration import METHODS, Method
@@ -137,6 +138,12 @@ def check_makers(requests: Sequence[Request], options: Options) -> None:
                     raise missing_dependency(package, "openvino", f"{request.engine} {request.precision}")
 
 
+def needs_reduced_range(requests: Sequence[Request]) -> bool:
+    """Whether int8 weights have to keep to half of their range: OpenVINO is to run them, and on this CPU its sums would
+    overflow otherwise. All engines of a bundle run the same int8 graph."""
+    return Request("openvino", "int8") in requests and not probes.has_exact_int8()
+
+
 class EncoderBuild:
     """The graphs and engines of one encoder, made one after the other in the folder of a bundle.
 
@@ -148,6 +155,7 @@ class EncoderBuild:
         options: for all engines.
         samples: gives inputs of the encoder from real clips, for int8 and fp8, the most telling first; called once, if
             at all.
+        reduce_range: of int8 weights; see `needs_reduced_range`.
     """
 
     def __init__(
@@ -158,12 +166,14 @@ class EncoderBuild:
         folder: Path,
         options: Options,
         samples: Callable[[str], Feeds],
+        reduce_range: bool = False,
     ) -> None:
         self.model = model
         self.config = config
         self.encoder = encoder
         self.folder = folder
         self.options = options
+        self.reduce_range = reduce_range
         self._samples = samples
         self._graphs: dict[str, Path] = {}
         self._quantized: dict[str, QuantizedGraph] = {}
@@ -281,7 +291,7 @@ class EncoderBuild:
         if precision not in self._quantized:
             calibration, threads = self.options.calibration, self.options.threads
             self._quantized[precision] = QuantizedGraph(
-                self.exported.path, self.samples, precision, calibration, threads
+                self.exported.path, self.samples, precision, calibration, threads, self.reduce_range
             )
         return self._quantized[precision].build()
 

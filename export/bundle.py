@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eao.config import Config
 from eao.errors import ExportError, ParityError
-from eao.export.build import EncoderBuild, Options, Request, check_makers
+from eao.export.build import EncoderBuild, Options, Request, check_makers, needs_reduced_range
 from eao.export.encoders import Axis, Model, axes, exportable_encoders, input_specs
 from eao.export.manifest import (
     CONFIG_FILE,
@@ -117,7 +117,11 @@ def write_bundle(
     samples = Samples(model, calibration)
     with atomic_path(out) as folder:
         folder.mkdir()
-        builds = {encoder: EncoderBuild(model, config, encoder, folder, options, samples.feeds) for encoder in chosen}
+        reduce_range = needs_reduced_range(requests)
+        builds = {
+            encoder: EncoderBuild(model, config, encoder, folder, options, samples.feeds, reduce_range)
+            for encoder in chosen
+        }
         for build in builds.values():
             build.check(requests)
         limits = engine_limits(requests, builds.values())

@@ -9,7 +9,7 @@ softmax, pooling and the final unit norm stay as they are.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -24,10 +24,12 @@ from eao.export.graph import Rewrite, attribute, consumers, initializers, produc
 
 @dataclass(frozen=True)
 class _Format:
-    """An 8-bit number format: its largest number, the operators that engines run in it, and the opset it needs."""
+    """An 8-bit number format: its largest number, that of weights, the operators that engines run in it, and the opset
+    it needs."""
 
     name: str
     largest: float
+    largest_weight: float
     dtype: np.dtype
     operators: frozenset[str]
     opset: int
@@ -36,23 +38,26 @@ class _Format:
 
 _AXES = (1, 0, -1, -2)
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceSum")
-_INT8 = _Format("int8", 127, np.dtype(np.int8), frozenset(("Conv", "Gemm", "MatMul")), 13, True)
-_FP8 = _Format("fp8", 448, np.dtype(ml_dtypes.float8_e4m3fn), frozenset(("Gemm", "MatMul")), 19, False)
+_INT8 = _Format("int8", 127, 127, np.dtype(np.int8), frozenset(("Conv", "Gemm", "MatMul")), 13, True)
+_FP8 = _Format("fp8", 448, 448, np.dtype(ml_dtypes.float8_e4m3fn), frozenset(("Gemm", "MatMul")), 19, False)
 _FORMATS = {"int8": _INT8, "fp8": _FP8}
 
 
-def to_int8(model: onnx.ModelProto, ranges: Mapping[str, Range], keep: Collection[str] = ()) -> onnx.ModelProto:
+def to_int8(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], keep: Collection[str] = (), reduce_range: bool = False
+) -> onnx.ModelProto:
     """A float32 graph with its weights, and what they are multiplied with, in int8.
 
     Args:
         model: with float32 weights in memory; not changed.
         ranges: of `calibrated_tensors(model)`.
         keep: names of nodes that stay in float32.
+        reduce_range: see `Quantizer`.
 
     Raises:
         ExportError: a range is missing.
     """
-    return Quantizer(model, ranges, "int8")(keep)
+    return Quantizer(model, ranges, "int8", reduce_range)(keep)
 
 
 def to_fp8(model: onnx.ModelProto, ranges: Mapping[str, Range], keep: Collection[str] = ()) -> onnx.ModelProto:
@@ -67,16 +72,22 @@ class Quantizer:
     Args:
         model, ranges: see `to_int8`.
         kind: "int8" or "fp8".
+        reduce_range: int8 weights keep to -64 ... 64, so that two products fit 16 bits, in which CPUs without VNNI add
+            them.
 
     Example:
         quantizer = Quantizer(model, ranges, "int8")
         whole, without_first = quantizer(), quantizer(keep=["node_MatMul_16"])
     """
 
-    def __init__(self, model: onnx.ModelProto, ranges: Mapping[str, Range], kind: str) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, ranges: Mapping[str, Range], kind: str, reduce_range: bool = False
+    ) -> None:
         self.model = model
         self.ranges = ranges
         self.kind = _FORMATS[kind]
+        if reduce_range and kind == "int8":
+            self.kind = replace(self.kind, largest_weight=64)
         self._weights: dict[str, tuple[NDArray, NDArray[np.float32]]] = {}
 
     def __call__(self, keep: Collection[str] = ()) -> onnx.ModelProto:
@@ -238,12 +249,12 @@ def _quantize_weight(values: NDArray, kind: _Format, channel_axis: int) -> tuple
     """8-bit numbers and their scales: by channel, or one."""
     others = tuple(i for i in range(values.ndim) if i != channel_axis) if kind.per_channel else None
     bound = np.abs(values).max(others)
-    scale = np.asarray(np.where(bound > 0, bound, 1) / kind.largest, np.float32)
+    scale = np.asarray(np.where(bound > 0, bound, 1) / kind.largest_weight, np.float32)
     shape = [-1 if i == channel_axis else 1 for i in range(values.ndim)]
     scaled = values / (scale.reshape(shape) if kind.per_channel else scale)
     if kind.dtype == np.int8:
         scaled = np.rint(scaled)
-    return scaled.clip(-kind.largest, kind.largest).astype(kind.dtype), scale
+    return scaled.clip(-kind.largest_weight, kind.largest_weight).astype(kind.dtype), scale
 
 
 def _is_quantizable(node: NodeProto, stored: Mapping[str, TensorProto]) -> bool:

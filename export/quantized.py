@@ -33,6 +33,7 @@ class QuantizedGraph:
         kind: "int8" or "fp8".
         method: how ranges are chosen.
         threads: of trial runs.
+        reduce_range: of int8 weights; see `eao.export.quantize.Quantizer`.
 
     Attributes:
         kept: nodes that stay in higher precision.
@@ -47,12 +48,14 @@ class QuantizedGraph:
         kind: str,
         method: Method = "minmax",
         threads: int | None = None,
+        reduce_range: bool = False,
     ) -> None:
         self.source = source
         self.samples = samples
         self.kind = kind
         self.method = method
         self.threads = threads
+        self.reduce_range = reduce_range
         self.kept: tuple[str, ...] = ()
         self.layers = 0
         self.level = 0
@@ -75,7 +78,7 @@ class QuantizedGraph:
         model = onnx.load(self.source)
         if self._ranges is None:
             self._ranges = collect(self.source, self.samples, calibrated_tensors(model), self.method, self.threads)
-        quantizer = Quantizer(model, self._ranges, self.kind)
+        quantizer = Quantizer(model, self._ranges, self.kind, self.reduce_range)
         nodes = quantizable_nodes(model, self.kind)
         self.layers = len(nodes)
         judges = self.samples[:JUDGES]

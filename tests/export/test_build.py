@@ -13,7 +13,7 @@ import pytest
 from eao.api import load
 from eao.config import Config
 from eao.errors import ConfigError, ExportError, ParityError
-from eao.export.build import Options, Request, choose_requests
+from eao.export.build import Options, Request, choose_requests, needs_reduced_range
 from eao.export.bundle import WrittenBundle, write_bundle
 from eao.export.encoders import Model
 from eao.export.engines import unproven
@@ -48,6 +48,22 @@ def test_requests_that_cannot_be_met(engines: list[str], precisions: list[str], 
     with pytest.raises(ExportError) as caught:
         choose_requests(engines, precisions)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("engines", "precision", "exact", "reduced"),
+    [
+        (["onnx", "openvino"], "int8", False, True),
+        (["onnx", "openvino"], "int8", True, False),
+        (["onnx", "trt-rtx"], "int8", False, False),
+        (["openvino"], "int8-nncf", False, False),  # NNCF does it itself
+    ],
+)
+def test_int8_weights_keep_to_half_of_their_range_where_openvino_would_overflow(
+    monkeypatch: pytest.MonkeyPatch, engines: list[str], precision: str, exact: bool, reduced: bool
+) -> None:
+    monkeypatch.setattr("eao.probes.has_exact_int8", lambda: exact)
+    assert needs_reduced_range(choose_requests(engines, [precision])) == reduced
 
 
 @pytest.fixture(scope="module")

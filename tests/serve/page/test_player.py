@@ -10,6 +10,7 @@ from .conftest import names
 def open_long(page: Any) -> None:
     page.locator(".card").nth(names(page).index("long.mp4")).locator(".open").click()
     page.wait_for_selector("#player[open]")
+    page.wait_for_url(lambda url: "open=" in url)
 
 
 def test_it_opens_at_the_moment_with_the_other_moments_of_the_file(found: Any, index: Any) -> None:
@@ -36,7 +37,7 @@ def test_escape_closes_it_and_the_focus_returns(found: Any) -> None:
     found.keyboard.press("Escape")
     found.wait_for_selector("#player", state="hidden")
     assert found.evaluate("document.activeElement.querySelector('.name').textContent") == "long.mp4"
-    assert "open=" not in found.url
+    found.wait_for_url(lambda url: "open=" not in url)
     assert found.eval_on_selector("#player video", "v => v.hasAttribute('src')") is False
 
 
