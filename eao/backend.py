@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from eao.config import Config
+from eao.config import Config, TextConfig
+from eao.data.text import TextEncoder, build_text_encoder
 from eao.evaluation.metrics import unit_norm
 from eao.model.batch import Batch
 from eao.model.weights import hash_weights
@@ -38,8 +39,9 @@ class Backend(Protocol):
     def encode(self, batch: Batch, encoder: str) -> Floats:
         """(B, E) float32, unit norm."""
 
-    def check_text(self) -> None:
-        """Refuse files of the text encoder that came with the model and were changed since."""
+    def text_encoder(self, config: TextConfig) -> TextEncoder:
+        """The encoder of words that a configuration names. Files that came with the model and were changed since are
+        refused."""
 
 
 @runtime_checkable
@@ -74,8 +76,9 @@ class TorchBackend:
         """(B, E) float32, unit norm."""
         return unit_norm(self.encode_raw(batch, [encoder])[encoder])
 
-    def check_text(self) -> None:
-        """A checkpoint brings no text encoder of its own."""
+    def text_encoder(self, config: TextConfig) -> TextEncoder:
+        """As `eao.data.text.build_text_encoder`: a checkpoint brings none of its own."""
+        return build_text_encoder(config)
 
     def encode_raw(self, batch: Batch, encoders: Sequence[str]) -> dict[str, Floats]:
         """The model's own outputs, not normalised: encoder -> (B, E) float32. All are computed in one pass."""

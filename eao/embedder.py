@@ -112,12 +112,9 @@ class Embedder:
     @property
     def text_encoder(self) -> TextEncoder:
         """The encoder of words, loaded at first use."""
-        from eao.data.text import build_text_encoder
-
         with self._lock:
             if self._text_encoder is None:
-                self.backend.check_text()
-                encoder = build_text_encoder(self.config.data.text)
+                encoder = self.backend.text_encoder(self.config.data.text)
                 _check_width("text", encoder.dim, self.config.model.text_dim, "data.text.encoder")
                 self._text_encoder = encoder
             return self._text_encoder

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eao.config import Config, load_config
+from eao.config import Config, TextConfig, load_config
+from eao.data.text import TextEncoder, build_text_encoder
 from eao.errors import ConfigError, DataError, ExportError
 from eao.export.encoders import Axis, InputSpec
 from eao.export.engines import OnnxSession, Session, engine_name, open_engine, unproven, unusable
 from eao.export.manifest import TEXT_FOLDER, EngineEntry, Manifest, check_file, load_manifest
+from eao.export.words import WORDS_ONNX, GraphText
 from eao.model.batch import Batch
 
 # B batch, N tokens, T spectrogram frames, E embedding
@@ -159,15 +161,20 @@ class Bundle:
                 self._stages[name] = Stage(path, name, entry.specs, self.threads, self.device)
             return self._stages[name]
 
-    def check_text(self) -> None:
-        """Compare the files of the text encoder with the manifest.
+    def text_encoder(self, config: TextConfig) -> TextEncoder:
+        """The encoder of words that a configuration names: the bundle's own in onnxruntime, unless it asks for another.
 
         Raises:
-            ExportError: one was changed.
+            ExportError: a file of the bundle's was changed.
+            DataError, ConfigError, MissingDependencyError: see `eao.data.text.build_text_encoder`.
         """
         if self.verify:
             for file in self.manifest.text:
                 check_file(self.path, file)
+        has_graph = any(file.file == f"{TEXT_FOLDER}/{WORDS_ONNX}" for file in self.manifest.text)
+        if has_graph and config == self.config.data.text:
+            return GraphText(self.path / TEXT_FOLDER, self.threads)
+        return build_text_encoder(config)
 
     def _check_encoder(self, encoder: str) -> None:
         if encoder not in self.encoders:

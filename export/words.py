@@ -1,4 +1,4 @@
-"""What turns sentences into text tokens, for programs that have neither PyTorch nor transformers: C++ and servers.
+"""What turns sentences into text tokens without a PyTorch model and transformers: for bundles, C++ and servers.
 
 Beside the text encoder's own files, a bundle's folder `text` holds
 
@@ -13,16 +13,31 @@ every id is the unknown one. Word vectors need no network: there, `words.json` a
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eao.config import TextConfig
-from eao.data.text import ClipText, HiddenStates, MiniLMText, WordStates, build_text_encoder
+from eao.data.text import (
+    ClipText,
+    HiddenStates,
+    KeptStates,
+    MiniLMText,
+    WordStates,
+    build_text_encoder,
+    pad_words,
+    replace_surrogates,
+    spaced_words,
+)
 from eao.errors import DataError
 from eao.export.encoders import BATCH, TEXT_TOKENS, Axis, InputSpec
 from eao.export.onnx import OPSET, Subject, export_subject
+from eao.export.session import open_session
 from eao.files import write_json, write_text
 
 # B sentences, L token ids of one, special ones included, D width
@@ -70,6 +85,56 @@ def write_words(config: TextConfig, folder: Path) -> list[str]:
     write_json(folder / WORDS_JSON, {**facts, "length": words.length, "dim": encoder.dim, **ids})
     external = [graph.external.name] if graph.external else []
     return [WORDS_JSON, WORDS_ONNX, WORDS_TOKENIZER, *external]
+
+
+class GraphText:
+    """The text encoder of a bundle in onnxruntime, on the CPU; see `eao.data.text.TextEncoder`.
+
+    Its tokens are those of the PyTorch model to float32 accuracy, in a fraction of the time for a single sentence.
+
+    Args:
+        folder: with what `write_words` wrote for "minilm" or "clip".
+        threads: of one run; by default as many as the machine has cores.
+
+    Raises:
+        ExportError: the graph cannot be opened.
+        DataError: the tokenizer cannot be read.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+        from tokenizers import Tokenizer
+
+        folder = Path(folder)
+        facts = json.loads((folder / WORDS_JSON).read_text())
+        self.dim: int = facts["dim"]
+        self.max_words: int = facts["max_words"]
+        self._unknown: int = facts["unknown"]
+        self._prepare = spaced_words if facts["encoder"] == "clip" else list[str]
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / WORDS_TOKENIZER))
+        except Exception as error:  # tokenizers raises no class of its own
+            raise DataError(f"{folder / WORDS_TOKENIZER} is damaged: {error}", "export the bundle again") from None
+        self._session = open_session(folder / WORDS_ONNX, threads)
+        self._states = KeptStates(self._compute)
+
+    def encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """See `eao.data.text.TextEncoder.encode`."""
+        return pad_words(self._states(self._prepare(sentences)), self.max_words, self.dim)
+
+    def _compute(self, sentences: list[str]) -> list[NDArray[np.float32]]:
+        encoded = self._tokenizer.encode_batch(replace_surrogates(sentences))
+        feeds = {
+            "input_ids": np.array([e.ids for e in encoded], np.int64),
+            "attention_mask": np.array([e.attention_mask for e in encoded], np.int64),
+        }
+        states = self._session.run([STATES], feeds)[0]
+        found = []
+        for ids, attention, row in zip(*feeds.values(), states, strict=True):
+            last = attention.sum() - 1
+            says_something = (ids[1:last] != self._unknown).any()
+            found.append(row[1 : 1 + min(last - 1, self.max_words) * says_something].copy())
+        return found
 
 
 class _Network(nn.Module):

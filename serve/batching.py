@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,14 +45,16 @@ class Batcher(Generic[T, R]):
         self.compute = compute
         self.size = size
         self.delay = delay
-        self._queue: asyncio.Queue[_Job[T, R]] = asyncio.Queue(capacity)
+        self.capacity = capacity
+        self._jobs: deque[_Job[T, R]] = deque()
+        self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "batch")
         self._task: asyncio.Task[None] | None = None
 
     @property
     def waiting(self) -> int:
-        """Requests that no batch has taken yet."""
-        return self._queue.qsize()
+        """Requests that no batch has taken yet and nobody gave up."""
+        return sum(not job.done.done() for job in tuple(self._jobs))
 
     async def __aenter__(self) -> Batcher[T, R]:
         self._task = asyncio.create_task(self._serve())
@@ -65,16 +68,19 @@ class Batcher(Generic[T, R]):
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def submit(self, items: Sequence[T]) -> list[R]:
-        """The results of a request's items. One that is cancelled before its batch begins costs nothing.
+        """The results of a request's items. One that is cancelled before its batch begins costs nothing, nor does it keep
+        its place.
 
         Raises:
             Overloaded: too many requests wait already.
         """
         job: _Job[T, R] = _Job(items, asyncio.get_running_loop().create_future())
-        try:
-            self._queue.put_nowait(job)
-        except asyncio.QueueFull:
-            raise Overloaded(f"{self.waiting} requests wait to be embedded") from None
+        if len(self._jobs) >= self.capacity:
+            self._jobs = deque(waiting for waiting in self._jobs if not waiting.done.done())
+        if len(self._jobs) >= self.capacity:
+            raise Overloaded(f"{self.waiting} requests wait to be embedded")
+        self._jobs.append(job)
+        self._arrived.set()
         return await job.done
 
     async def _serve(self) -> None:
@@ -93,11 +99,14 @@ class Batcher(Generic[T, R]):
                 results = results[len(job.items) :]
 
     async def _gather(self) -> list[_Job[T, R]]:
-        jobs = [await self._queue.get()]
-        if self._queue.qsize() + 1 < self.size:
+        while not self._jobs:
+            self._arrived.clear()
+            await self._arrived.wait()
+        jobs = [self._jobs.popleft()]
+        if len(self._jobs) + 1 < self.size:
             await asyncio.sleep(self.delay)
-        while _count(jobs) < self.size and not self._queue.empty():
-            jobs.append(self._queue.get_nowait())
+        while _count(jobs) < self.size and self._jobs:
+            jobs.append(self._jobs.popleft())
         return jobs
 
     def _compute_all(self, items: list[T]) -> list[R | Exception]:

@@ -16,7 +16,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from eao.config import Config, override_config, parse_config
+from eao.config import Config, TextConfig, override_config, parse_config
+from eao.data.text import TextEncoder, build_text_encoder
 from eao.embedder import Embedder
 from eao.errors import ConfigError, DataError, ServingError
 from eao.evaluation.metrics import unit_norm
@@ -298,8 +299,9 @@ class TritonBackend:
             feeds = {name: array[:, None] if array.ndim == 1 else array for name, array in feeds.items()}
         return self.client.embed(encoder, feeds)
 
-    def check_text(self) -> None:
-        """The server's own files do not come with it."""
+    def text_encoder(self, config: TextConfig) -> TextEncoder:
+        """As `eao.data.text.build_text_encoder`: the server's own files do not come with it."""
+        return build_text_encoder(config)
 
     def encode_sentences(
         self, sentences: Sequence[str], clips: Sequence[ClipFeatures] | None, encoder: str

@@ -14,6 +14,7 @@ import torch
 import eao
 from eao.backend import TorchBackend
 from eao.config import Config, DataConfig, FeaturesConfig, ModelConfig, StreamConfig, TextConfig
+from eao.data.text import TextEncoder
 from eao.embedder import Embedder
 from eao.errors import CheckpointError, ConfigError, DataError, MediaError
 from eao.features.extractor import ClipFeatures
@@ -225,8 +226,8 @@ def test_engines_cannot_be_called(embedder: Embedder) -> None:
         def encode(self, batch: Batch, encoder: str) -> np.ndarray:
             return embedder.backend.encode(batch, encoder)
 
-        def check_text(self) -> None:
-            pass
+        def text_encoder(self, config: TextConfig) -> TextEncoder:
+            return embedder.backend.text_encoder(config)
 
     engines = Embedder(Engines())
     np.testing.assert_array_equal(engines.embed(text="red"), embedder.embed(text="red"))

@@ -10,7 +10,7 @@ import importlib.util
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -121,7 +121,7 @@ class Word2VecText:
 
     def encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See `TextEncoder.encode`."""
-        return _pad([self._rows(sentence) for sentence in sentences], self.max_words, self.dim)
+        return pad_words([self._rows(sentence) for sentence in sentences], self.max_words, self.dim)
 
     def _rows(self, sentence: str) -> Vectors:
         index = self._vectors.key_to_index
@@ -151,10 +151,11 @@ class MiniLMText:
         length = max_words + tokenizer.num_special_tokens_to_add()
         network = HiddenStates(model)
         self.words = WordStates(tokenizer, network, min(length, network.max_length), max_words)
+        self._states = KeptStates(self.words)
 
     def encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See `TextEncoder.encode`."""
-        return _pad(self.words(sentences), self.max_words, self.dim)
+        return pad_words(self._states(sentences), self.max_words, self.dim)
 
 
 class ClipText:
@@ -178,10 +179,11 @@ class ClipText:
         self.max_words = max_words
         network = HiddenStates(model, model.text_projection)
         self.words = WordStates(tokenizer, network, network.max_length, max_words)
+        self._states = KeptStates(self.words)
 
     def encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See `TextEncoder.encode`."""
-        return _pad(self.words([" ".join(tokenize(s)) for s in sentences]), self.max_words, self.dim)
+        return pad_words(self._states(spaced_words(sentences)), self.max_words, self.dim)
 
 
 def minilm_folder() -> Path:
@@ -219,7 +221,7 @@ class HiddenStates(nn.Module):
 
 
 class WordStates:
-    """Hidden states (K, D) of each sentence's word pieces, computed in batches; the latest are kept in memory.
+    """Hidden states (K, D) of the word pieces of sentences, by a transformers model.
 
     Args:
         tokenizer: of transformers.
@@ -228,33 +230,16 @@ class WordStates:
         max_words: the most word pieces that are given back.
     """
 
-    batch_size = 64
-
     def __init__(self, tokenizer: Any, network: HiddenStates, length: int, max_words: int) -> None:
         self.tokenizer = tokenizer
         self.network = network
         self.length = length
         self._max_words = max_words
-        self._kept: OrderedDict[str, Vectors] = OrderedDict()
-        self._kept_bytes = 0
-        # Fast tokenizers cannot be used from two threads at once, and a server calls from several.
-        self._lock = threading.Lock()
-
-    def __call__(self, sentences: Sequence[str]) -> list[Vectors]:
-        with self._lock:
-            found = {s: self._kept[s] for s in sentences if s in self._kept}
-            # Sentences of similar length share a batch, so that little is spent on padding.
-            new = sorted(dict.fromkeys(s for s in sentences if s not in found), key=len)
-            for start in range(0, len(new), self.batch_size):
-                chunk = new[start : start + self.batch_size]
-                found.update(zip(chunk, self._compute(chunk), strict=True))
-            self._keep({s: found[s] for s in new})
-        return [found[s] for s in sentences]
 
     @torch.no_grad()
-    def _compute(self, sentences: list[str]) -> list[Vectors]:
+    def __call__(self, sentences: list[str]) -> list[Vectors]:
         encoded = self.tokenizer(
-            [s.encode("utf-8", "replace").decode() for s in sentences],  # tokenizers refuse lone surrogates
+            replace_surrogates(sentences),
             padding=True,
             truncation=True,
             max_length=self.length,
@@ -268,6 +253,34 @@ class WordStates:
         states = self.network(ids, attention)
         return [x[w][: self._max_words].numpy().copy() for x, w in zip(states, is_word, strict=True)]
 
+
+class KeptStates:
+    """The states of sentences, computed in batches; the latest are kept in memory. Threads may share it.
+
+    Args:
+        compute: from sentences to the states (K, D) of each, such as `WordStates`; called by one thread at a time.
+    """
+
+    batch_size = 64
+
+    def __init__(self, compute: Callable[[list[str]], list[Vectors]]) -> None:
+        self.compute = compute
+        self._kept: OrderedDict[str, Vectors] = OrderedDict()
+        self._kept_bytes = 0
+        # Fast tokenizers cannot be used from two threads at once, and a server calls from several.
+        self._lock = threading.Lock()
+
+    def __call__(self, sentences: Sequence[str]) -> list[Vectors]:
+        with self._lock:
+            found = {s: self._kept[s] for s in sentences if s in self._kept}
+            # Sentences of similar length share a batch, so that little is spent on padding.
+            new = sorted(dict.fromkeys(s for s in sentences if s not in found), key=len)
+            for start in range(0, len(new), self.batch_size):
+                chunk = new[start : start + self.batch_size]
+                found.update(zip(chunk, self.compute(chunk), strict=True))
+            self._keep({s: found[s] for s in new})
+        return [found[s] for s in sentences]
+
     def _keep(self, new: dict[str, Vectors]) -> None:
         for sentence, vectors in new.items():
             self._kept[sentence] = vectors
@@ -276,7 +289,17 @@ class WordStates:
             self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
-def _pad(rows: Sequence[Vectors], max_words: int, dim: int) -> tuple[Tensor, Tensor]:
+def replace_surrogates(sentences: Sequence[str]) -> list[str]:
+    """Sentences without lone surrogates, which tokenizers refuse."""
+    return [s.encode("utf-8", "replace").decode() for s in sentences]
+
+
+def spaced_words(sentences: Sequence[str]) -> list[str]:
+    """The words of each sentence with a space between them, as CLIP reads them here."""
+    return [" ".join(tokenize(s)) for s in sentences]
+
+
+def pad_words(rows: Sequence[Vectors], max_words: int, dim: int) -> tuple[Tensor, Tensor]:
     """Word vectors (K, D) per sentence -> text (B, N, D) and mask (B, N)."""
     text = np.zeros((len(rows), max_words, dim), dtype=np.float32)
     counts = np.array([len(x) for x in rows], dtype=np.int64)

@@ -155,8 +155,8 @@ def test_minilm_states_are_those_of_the_model(minilm):
 
 def forget(encoder):
     """Empty the encoder's memory, so that it computes again."""
-    encoder.words._kept.clear()
-    encoder.words._kept_bytes = 0
+    encoder._states._kept.clear()
+    encoder._states._kept_bytes = 0
 
 
 def test_minilm_gives_the_same_alone_and_in_a_batch(minilm):
@@ -172,7 +172,7 @@ def test_minilm_gives_the_same_alone_and_in_a_batch(minilm):
 
 def test_minilm_encodes_a_sentence_once(minilm, monkeypatch):
     first = minilm.encode(["a whale sings"])[0]
-    monkeypatch.setattr(minilm.words, "_compute", lambda sentences: pytest.fail(f"encoded again: {sentences}"))
+    monkeypatch.setattr(minilm._states, "compute", lambda sentences: pytest.fail(f"encoded again: {sentences}"))
     again = minilm.encode(["a whale sings"])[0]
     assert torch.equal(first, again)
     again.zero_()
@@ -184,7 +184,7 @@ def test_minilm_memory_is_bounded(minilm, monkeypatch):
     monkeypatch.setattr(text_module, "CACHE_BYTES", 3 * 2 * 384 * 4)  # three sentences of two words
     numbers = [f"number {i}" for i in ("one", "two", "three", "four", "five")]
     text = minilm.encode(numbers)[0]
-    assert len(minilm.words._kept) == 3
+    assert len(minilm._states._kept) == 3
     torch.testing.assert_close(minilm.encode(numbers)[0], text, rtol=0, atol=1e-5)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,12 @@ from tokenizers import Tokenizer
 
 from eao.config import TextConfig
 from eao.data.text import build_text_encoder, minilm_folder, tokenize
-from eao.errors import DataError
+from eao.errors import DataError, ExportError
 from eao.export.bundle import WrittenBundle
 from eao.export.manifest import FileEntry, load_manifest
 from eao.export.runtime import Bundle
 from eao.export.text_files import copy_text_files
-from eao.export.words import write_words
+from eao.export.words import GraphText, write_words
 
 WORD_VECTORS = Path(__file__).parents[1] / "golden" / "data" / "tiny_w2v.bin"
 SENTENCES = [
@@ -85,7 +87,7 @@ def clip_folder(folder: Path) -> Path:
 
 
 def embed_words(folder: Path, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Text tokens and mask from the files alone."""
+    """Text tokens and mask from the files alone, read as `eao.export.words` says."""
     facts = json.loads((folder / "words.json").read_text())
     session = onnxruntime.InferenceSession(str(folder / "words.onnx"))
     tokenizer = Tokenizer.from_file(str(folder / "words.tokenizer.json"))
@@ -141,6 +143,24 @@ def test_the_files_alone_give_the_same_tokens(small: TextConfig) -> None:
     np.testing.assert_array_equal(mask, expected_mask.numpy())
     np.testing.assert_allclose(text, expected.numpy(), rtol=0, atol=1e-5)
     assert mask.any(axis=1).tolist().count(True) >= 4
+
+
+def test_a_bundle_reads_them_as_the_model_does(small: TextConfig) -> None:
+    encoder = GraphText(str(small.path), threads=1)
+    model = build_text_encoder(small)
+    assert (encoder.dim, encoder.max_words) == (model.dim, model.max_words)
+    for sentences in (SENTENCES, SENTENCES[3:4], SENTENCES[::-1], []):
+        text, mask = encoder.encode(sentences)
+        expected, expected_mask = model.encode(sentences)
+        assert torch.equal(mask, expected_mask) and text.dtype == torch.float32
+        torch.testing.assert_close(text, expected, rtol=0, atol=1e-5)
+
+
+def test_a_damaged_tokenizer_is_named(small: TextConfig, tmp_path: Path) -> None:
+    folder = shutil.copytree(str(small.path), tmp_path / "text")
+    (folder / "words.tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match=r"words\.tokenizer\.json is damaged"):
+        GraphText(folder)
 
 
 # CLIP's attention is causal: what follows a word is not seen anyway.
@@ -203,5 +223,52 @@ def test_bundles_from_before_have_none_of_it_and_load(written: WrittenBundle, tm
     entry = FileEntry.of(folder / "text" / "tiny_w2v.bin", folder)
     load_manifest(folder).model_copy(update={"text": (entry,)}).save(folder)
     bundle = Bundle(folder)
-    bundle.check_text()
+    text = bundle.config.data.text.model_copy(update={"path": str(folder / "text" / "tiny_w2v.bin")})
+    assert bundle.text_encoder(text).dim == 30
     assert bundle.encoders == ("text", "video", "video-audio")
+
+
+@pytest.fixture
+def worded(written: WrittenBundle, small: TextConfig, tmp_path: Path) -> Path:
+    """A bundle with a text encoder of its own."""
+    folder = shutil.copytree(written.path, tmp_path / "bundle")
+    manifest, config = load_manifest(folder), Bundle(folder).config
+    config = config.model_copy(update={"data": config.data.model_copy(update={"text": small})})
+    moved, entries = copy_text_files(config, folder)
+    moved.save(folder / "config.yaml")
+    manifest.model_copy(update={"text": entries, "config": FileEntry.of(folder / "config.yaml")}).save(folder)
+    return folder
+
+
+def test_a_bundle_encodes_its_words_in_onnxruntime_alone(worded: Path, small: TextConfig) -> None:
+    # In a process of its own, where imports can be seen.
+    program = """
+import sys, numpy
+from eao.export.runtime import Bundle
+bundle = Bundle(sys.argv[1])
+text, mask = bundle.text_encoder(bundle.config.data.text).encode(["a cab"])
+assert not {"transformers", "onnx"} & set(sys.modules)
+numpy.save(sys.argv[2], text)
+"""
+    out = worded.parent / "text.npy"
+    done = subprocess.run([sys.executable, "-c", program, worded, out], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = build_text_encoder(small).encode(["a cab"])[0].numpy()
+    np.testing.assert_allclose(np.load(out), expected, rtol=0, atol=1e-5)
+
+
+def test_a_changed_text_setting_is_obeyed(worded: Path) -> None:
+    bundle = Bundle(worded)
+    own = bundle.config.data.text
+    assert isinstance(bundle.text_encoder(own), GraphText)
+    assert bundle.text_encoder(own.model_copy(update={"max_words": 3})).encode(["a b c d"])[0].shape[1] == 3
+
+
+def test_a_changed_graph_of_words_is_refused(worded: Path) -> None:
+    graph = worded / "text" / "words.onnx"
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(bytes(data))
+    bundle = Bundle(worded)
+    with pytest.raises(ExportError, match=r"words\.onnx"):
+        bundle.text_encoder(bundle.config.data.text)

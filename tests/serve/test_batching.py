@@ -81,9 +81,8 @@ def test_beyond_its_capacity_requests_are_refused_at_once() -> None:
     async def run() -> list[object]:
         async with batcher(compute, size=1, delay=0, capacity=2) as batches:
             first = asyncio.create_task(batches.submit([0]))
-            while batches.waiting or not first:  # until the first one is being computed
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.01)
+            while not compute.begun.is_set():
+                await asyncio.sleep(0.001)
             waiting = [asyncio.create_task(batches.submit([i])) for i in (1, 2)]
             await asyncio.sleep(0.01)
             with pytest.raises(Overloaded, match="2 requests wait") as refused:
@@ -93,6 +92,32 @@ def test_beyond_its_capacity_requests_are_refused_at_once() -> None:
             return await asyncio.gather(first, *waiting)
 
     assert asyncio.run(run()) == [[0], [2], [4]]
+
+
+def test_requests_that_are_given_up_leave_their_places_to_others() -> None:
+    compute = Doubling()
+    compute.go_on.clear()
+
+    async def run() -> list[int]:
+        async with batcher(compute, size=1, delay=0, capacity=2) as batches:
+            first = asyncio.create_task(batches.submit([0]))
+            while not compute.begun.is_set():
+                await asyncio.sleep(0.001)
+            given_up = [asyncio.create_task(batches.submit([number])) for number in (1, 2)]
+            while batches.waiting < 2:
+                await asyncio.sleep(0.001)
+            for task in given_up:
+                task.cancel()
+            await asyncio.wait(given_up)
+            assert batches.waiting == 0
+            third = asyncio.create_task(batches.submit([3]))
+            while batches.waiting < 1:
+                await asyncio.sleep(0.001)
+            compute.go_on.set()
+            await first
+            return await third
+
+    assert asyncio.run(run()) == [6]
 
 
 def test_a_request_that_is_given_up_is_not_computed() -> None:
