@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "cpu.hpp"
 #include "engine.hpp"
 #include "manifest.hpp"
 #include "source.hpp"
@@ -14,6 +15,18 @@
 namespace eao {
 
 namespace {
+
+/// Why an engine is not used here; empty if it is.
+std::string refusal(const EngineEntry& entry) {
+  if (entry.deferred) return "it is built on first use, by Python";
+  if (!has_engine(entry.engine)) return "not in this build";
+  if ((entry.precision != "int8" && entry.precision != "int8-nncf") || has_exact_int8()) return "";
+  // OpenVINO runs both, and its parity is known only where OpenVINO itself was measured on such a processor.
+  if (entry.engine == "onnxruntime" || (entry.engine == "openvino" && entry.exact_int8)) {
+    return "OpenVINO's int8 sums overflow on this CPU, without VNNI: export for openvino on such a CPU";
+  }
+  return "";
+}
 
 class Bundle : public Source {
  public:
@@ -65,9 +78,9 @@ class Bundle : public Source {
     std::string reasons;
     for (const auto& entry : manifest_.engines) {
       if (entry.encoder != encoder || !is_wanted(entry)) continue;
-      if (has_engine(entry.engine) && !entry.deferred) return entry;
-      const std::string reason = entry.deferred ? ": it is built on first use, by Python" : ": not in this build";
-      reasons += (reasons.empty() ? "" : "; ") + entry.engine + " " + entry.precision + reason;
+      const std::string reason = refusal(entry);
+      if (reason.empty()) return entry;
+      reasons += (reasons.empty() ? "" : "; ") + entry.engine + " " + entry.precision + ": " + reason;
     }
     if (reasons.empty()) {
       std::string offered;

@@ -57,6 +57,14 @@ std::vector<InputEntry> read_inputs(const Json& json, const std::map<std::string
   return inputs;
 }
 
+/// What the parity report of an engine says, where it has one that says it.
+bool parity_flag(const Json& engine, const char* name) {
+  const auto parity = engine.find("parity");
+  if (parity == engine.end() || !parity->is_object()) return false;
+  const auto flag = parity->find(name);
+  return flag != parity->end() && flag->is_boolean() && flag->get<bool>();
+}
+
 EngineEntry read_engine(const std::string& key, const Json& json) {
   EngineEntry entry{key,
                     json.at("encoder").get<std::string>(),
@@ -64,6 +72,7 @@ EngineEntry read_engine(const std::string& key, const Json& json) {
                     json.at("precision").get<std::string>(),
                     json.value("deferred", false),
                     json.value("version_compatible", false),
+                    parity_flag(json, "exact_int8"),
                     read_files(json.at("files"))};
   if (entry.files.empty()) throw BundleError("the engine " + key + " has no files");
   return entry;

@@ -44,6 +44,8 @@ struct EngineEntry {
   std::string precision;
   bool deferred = false;
   bool version_compatible = false;
+  /// Parity was measured on a processor whose int8 sums are exact.
+  bool exact_int8 = false;
   std::vector<FileEntry> files;
 };
 

@@ -81,6 +81,35 @@ void check_inputs(const Encoder& encoder) {
   check_refused<DataError>("a mask holds 2", [] { eao::Tensor({1}, eao::Tensor::Mask{2}); });
 }
 
+/// As Linux names what the processor can do, which the library asks it itself.
+bool cpu_has_vnni() {
+  std::ifstream file("/proc/cpuinfo");
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  const auto has = [&text](const char* flag) { return text.find(flag) != std::string::npos; };
+  return !has(" sse2") || has(" avx512_vnni") || has(" avx_vnni") || has(" amx_int8");
+}
+
+void check_int8(const fs::path& bundle, const fs::path& scratch) {
+  const auto embed_as = [&](const char* engine, bool exact) {
+    fs::remove_all(scratch);
+    fs::copy(bundle, scratch, fs::copy_options::recursive);
+    auto manifest = read_json((scratch / "manifest.json").string());
+    for (auto& entry : manifest.at("engines")) {
+      entry["engine"] = engine, entry["precision"] = "int8", entry["parity"]["exact_int8"] = exact;
+    }
+    std::ofstream(scratch / "manifest.json") << manifest.dump();
+    Encoder::open(scratch.string()).embed({"a dog"});
+  };
+  embed_as("openvino", false);
+  for (const char* engine : {"openvino", "onnxruntime"}) {
+    if (cpu_has_vnni()) {
+      embed_as(engine, true);
+    } else {
+      check_refused<BundleError>("sums overflow on this CPU", [&] { embed_as(engine, true); });
+    }
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -92,6 +121,7 @@ int main(int count, char** arguments) {
     CHECK(eao::sha256(fs::path(folder) / file) == hash.get<std::string>(), file);
   }
   check_bundles(bundle, scratch, "vectors.bin");
+  check_int8(bundle, scratch);
   const auto encoder = Encoder::open(bundle.string());
   check_inputs(encoder);
   for (const char* text : {"\xff", "a\xc3", "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf8"}) {
