@@ -68,8 +68,8 @@ class Batcher(Generic[T, R]):
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def submit(self, items: Sequence[T]) -> list[R]:
-        """The results of a request's items. One that is cancelled before its batch begins costs nothing, nor does it keep
-        its place.
+        """The results of a request's items. One that is cancelled before its batch begins costs nothing and
+        leaves its place.
 
         Raises:
             Overloaded: too many requests wait already.

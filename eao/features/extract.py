@@ -3,7 +3,8 @@
 The layout on disk, read by `eao.data.folder` and `eao.retrieval.features`:
 
     features.yaml     the configuration; another one is refused
-    manifest.jsonl    a line for each finished clip: id, file, start, end, duration, rows of each stream, captions
+    manifest.jsonl    a line for each finished clip: id, file, its bytes, start, end, duration, rows of each stream,
+                      captions
     failed.jsonl      a line for each file that gave no features: file, kind, reason; tried again by the next run
     captions.jsonl    id and caption of each clip, where a list or subtitles give some
     source.json       the model whose features these are, if one was named
@@ -65,9 +66,9 @@ def extract_folder(
 ) -> ExtractionReport:
     """Extract the features of all clips in `inputs` into the folder `out`.
 
-    The run can be broken off at any time, also by `kill -9`, and repeated: finished files are skipped, those that
-    failed are tried again, and in the end the folder holds what an undisturbed run would have written (on a CPU, byte
-    for byte). Files that cannot be read are written to `failed.jsonl`, and the rest goes on.
+    The run can be broken off at any time, also by `kill -9`, and repeated: finished files are skipped, unless they have
+    another size now, those that failed are tried again, and in the end the folder holds what an undisturbed run would
+    have written (on a CPU, byte for byte). Files that cannot be read are noted in `failed.jsonl`; the rest goes on.
 
     Args:
         inputs: files, folders, patterns, lists and URLs, see `find_sources`.

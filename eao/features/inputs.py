@@ -45,12 +45,14 @@ class Source:
         location: an absolute path, or a URL.
         parts: the clips that a list asks for; empty where the rule for clips decides.
         captions: of the whole file.
+        size: bytes of the file when it was found; None if it is remote or not there.
     """
 
     id: str
     location: str
     parts: tuple[Part, ...] = field(default=())
     captions: tuple[str, ...] = ()
+    size: int | None = field(default=None, compare=False)
 
     @property
     def is_remote(self) -> bool:
@@ -98,7 +100,7 @@ def find_sources(inputs: Iterable[str | Path], audio_only: bool = False) -> list
             )
         sources[source.id] = source
     _check_names(sources)
-    return [sources[name] for name in sorted(sources)]
+    return [replace(sources[name], size=_size(sources[name])) for name in sorted(sources)]
 
 
 def find_videos(inputs: Iterable[str | Path]) -> list[Path]:
@@ -211,6 +213,13 @@ def _check_names(sources: dict[str, Source]) -> None:
                 )
             clips[clip_id] = source.location
     check_clashes(clips, clips)
+
+
+def _size(source: Source) -> int | None:
+    try:
+        return None if source.is_remote else os.stat(source.location).st_size
+    except OSError:  # extraction says what is wrong with it
+        return None
 
 
 def _is_regular(path: Path) -> bool:

@@ -75,6 +75,7 @@ class FeatureStore:
         self.weights = weights
         self.records: dict[str, Record] = {}
         self.has_changed = False
+        self._replaced: list[Record] = []
         if folder.exists() and not folder.is_dir():
             raise DataError(f"{folder} is a file, not a folder", "give another output folder")
         self._check_config()
@@ -85,7 +86,9 @@ class FeatureStore:
     def finished(self, sources: Iterable[Source]) -> dict[str, list[str]]:
         """The clips of the sources that need no work, by id of the source.
 
-        Sources that have moved are noted under their new place, and captions that a list has changed are taken over.
+        Sources that have moved are noted under their new place, and captions that a list has changed are taken over. A
+        file that has another size than when it was extracted is another file: the clips of the old one go when writing
+        begins.
 
         Raises:
             DataError: if an id belongs to another file, which still exists: two sources would be mixed up.
@@ -96,6 +99,9 @@ class FeatureStore:
                 groups.setdefault(record["id"].rpartition("/")[0], []).append(record)
         done = {}
         for source in sources:
+            if replaced := self._clips_of_another_size(source, groups):
+                self._replaced += replaced
+                continue
             records = self._records_of(source, groups)
             for record in records:
                 self._check_place(record, source)
@@ -166,6 +172,16 @@ class FeatureStore:
         found = groups.get(source.id, [])
         return found if all(record["clips"] == len(found) for record in found) else []
 
+    def _clips_of_another_size(self, source: Source, groups: Mapping[str, list[Record]]) -> list[Record]:
+        """All lines of the source, if one of them was made of a file of another size."""
+        ids = [part.id for part in source.parts] or [source.id]
+        found = [self.records[clip_id] for clip_id in ids if clip_id in self.records]
+        found += groups.get(source.id, []) if not source.parts else []
+        for record in found:
+            self._check_place(record, source)
+        is_other = source.size is not None and any(record.get("bytes", source.size) != source.size for record in found)
+        return found if is_other else []
+
     def _check_place(self, record: Record, source: Source) -> None:
         before = str(record.get("file", ""))
         if before == source.name or same_place(before, source.name):
@@ -184,7 +200,7 @@ class FeatureStore:
     def _take_over(self, source: Source, records: Sequence[Record]) -> None:
         captions = {part.id: part.captions for part in source.parts} or {source.id: source.captions}
         for record in records:
-            new = {"file": source.name}
+            new: Record = {"file": source.name} | _bytes(source)
             if record["id"] in captions:
                 new |= _captions(captions[record["id"]])
             if any(record.get(key) != value for key, value in new.items()):
@@ -199,6 +215,10 @@ class FeatureStore:
         write_text(self.folder / CONFIG_FILE, yaml.safe_dump(self._description(), sort_keys=False))
         if model is not None:
             write_json(self.folder / SOURCE_FILE, {"model": model})
+        for record in self._replaced:
+            for kind in SUFFIXES:
+                clip_path(self.folder, record["id"], kind).unlink(missing_ok=True)
+            self.records.pop(record["id"], None)
         # A line that was torn when an earlier run was killed must not be continued by the next.
         self._write_manifest()
         given = {source.name for source in sources}
@@ -219,6 +239,8 @@ class FeatureStore:
         ]
         if captions:
             self._write_lines(CAPTIONS_FILE, captions)
+        else:
+            (self.folder / CAPTIONS_FILE).unlink(missing_ok=True)
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _description(self) -> dict[str, Any]:
@@ -280,7 +302,8 @@ def write_clips(
     parts = {part.id: [part.start, part.end] for part in source.parts}
     records = []
     for segment, features in clips:
-        record: Record = {"id": segment.id, "file": source.name, "start": segment.start, "end": segment.end}
+        record: Record = {"id": segment.id, "file": source.name, **_bytes(source)}
+        record |= {"start": segment.start, "end": segment.end}
         record["duration"] = round(segment.end - segment.start, 3)
         for kind in SUFFIXES:
             array = getattr(features, kind)
@@ -308,6 +331,10 @@ def _write_array(work: Path, path: Path, key: str, array: np.ndarray) -> None:
         os.fsync(file.fileno())
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(temporary, path)
+
+
+def _bytes(source: Source) -> Record:
+    return {} if source.size is None else {"bytes": source.size}
 
 
 def _captions(captions: Sequence[str]) -> Record:

@@ -199,9 +199,28 @@ def test_an_id_of_another_source_is_refused_and_a_moved_source_is_not(
     extract_folder([one.parent], out, CONFIG, extractor=extractor)
     with pytest.raises(DataError, match="holds the clip 'a' of"):
         extract_folder([two.parent], out, CONFIG, extractor=extractor)
-    one.unlink()
+    two.unlink()
+    one.rename(two)
     assert extract_folder([two.parent], out, CONFIG, extractor=extractor).skipped == ["a"]
     assert manifest(out)["a"]["file"] == str(two)
+
+
+def test_a_replaced_file_is_extracted_again(
+    tmp_path: Path, write_clip: ClipWriter, extractor: FeatureExtractor
+) -> None:
+    path = write_clip(tmp_path / "in" / "a.mp4", seconds=2.3)
+    out, options = tmp_path / "out", Options(rule=ClipRule.parse("windows:1"))
+    first = extract_folder([path.parent], out, CONFIG, extractor=extractor, options=options)
+    assert len(first.extracted) == 2 and manifest(out)["a/000001"]["bytes"] == path.stat().st_size
+    path.unlink()
+    write_clip(path, seconds=1.0, tone=None)
+    planned = extract_folder([path.parent], out, CONFIG, extractor=extractor, options=options, dry_run=True)
+    assert planned.extracted == ["a"] and len(manifest(out)) == 2
+    again = extract_folder([path.parent], out, CONFIG, extractor=extractor, options=options)
+    assert again.extracted == ["a/000000"] and manifest(out)["a/000000"]["bytes"] == path.stat().st_size
+    fresh = tmp_path / "fresh"
+    extract_folder([path.parent], fresh, CONFIG, extractor=extractor, options=options)
+    assert snapshot(out) == snapshot(fresh)
 
 
 def test_sound_alone(tmp_path: Path, write_sound: Callable[..., Path], extractor: FeatureExtractor) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,40 @@ def test_a_file_is_done_when_all_its_clips_are(tmp_path: Path, lost: str) -> Non
     whole = [f"{i:06d}" for i in range(3)]
     expected = {"line": "b", "torn line": "a", "array": "a", "nothing": "ab"}[lost]
     assert done == {name: [f"{name}/{i}" for i in whole] for name in expected}
+
+
+@pytest.mark.parametrize("kind", ["whole", "windows", "parts"])
+def test_a_file_of_another_size_is_another_file(tmp_path: Path, kind: str) -> None:
+    (given,) = sources(tmp_path, "a")
+    parts = tuple(Part(f"a/{i:06d}", 2.0 * i, 2.0 * i + 2) for i in range(2)) if kind == "parts" else ()
+    old = replace(given, parts=parts, size=100)
+    folder, rule = tmp_path / "out", WINDOWS if kind == "windows" else ClipRule()
+    store = FeatureStore(folder, CONFIG, rule)
+    with store.writing([old]):
+        store.note(store.write(old, [(Segment("a", 0.0, 2.0, ()), features())] if kind == "whole" else clips(old, 2)))
+    assert FeatureStore(folder, CONFIG, rule).finished([old]).keys() == {"a"}
+    assert FeatureStore(folder, CONFIG, rule).finished([replace(old, size=None)]).keys() == {"a"}
+
+    new = replace(old, size=101)
+    store = FeatureStore(folder, CONFIG, rule)
+    before = snapshot(folder)
+    assert store.finished([new]) == {} and snapshot(folder) == before
+    with store.writing([new]):
+        pass  # and then it cannot be read
+    assert set(snapshot(folder)) == {".lock", "features.yaml", "manifest.jsonl"}
+    assert (folder / "manifest.jsonl").read_text() == ""
+
+
+def test_sizes_are_noted_for_a_folder_that_has_none(tmp_path: Path) -> None:
+    (given,) = sources(tmp_path, "a")
+    store = FeatureStore(tmp_path / "out", CONFIG, WINDOWS)
+    with store.writing([given]):
+        store.note(store.write(given, clips(given, 2)))
+    store = FeatureStore(tmp_path / "out", CONFIG, WINDOWS)
+    assert store.finished([replace(given, size=7)]).keys() == {"a"} and store.has_changed
+    with store.writing([given]):
+        pass
+    assert [line["bytes"] for line in lines(tmp_path / "out" / "manifest.jsonl")] == [7, 7]
 
 
 def test_parts_are_made_again_when_a_list_changes_their_times(tmp_path: Path) -> None:
