@@ -139,7 +139,7 @@ def run_benchmark(
         require_matplotlib()
     torch_model = _its_model(engines, model)
     servers = _its_server(engines, server)
-    chosen = list(encoders or engines.encoders)
+    chosen = list(engines.encoders if not encoders or list(encoders) == ["all"] else encoders)
     if dry_run:
         return _describe(bundle, engines.source, chosen, runtimes, precisions, options, quiet)
     data = engines.config.data

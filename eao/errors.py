@@ -95,6 +95,16 @@ class MissingDependencyError(EaoError):
     """An optional package is not installed."""
 
 
+def install_extra(extra: str) -> str:
+    """How to install what an extra brings. The name eao on PyPI is another project's, so never by name.
+
+    Example:
+        >>> install_extra("index")
+        "pip install -e '.[index]' in eao's source folder"
+    """
+    return f"pip install -e '.[{extra}]' in eao's source folder"
+
+
 def missing_dependency(package: str, extra: str, purpose: str) -> MissingDependencyError:
     """The error for an optional import that failed.
 
@@ -104,5 +114,5 @@ def missing_dependency(package: str, extra: str, purpose: str) -> MissingDepende
     """
     return MissingDependencyError(
         f"{purpose} needs the package {package}, which is not installed",
-        f"pip install 'eao[{extra}]'",
+        install_extra(extra),
     )

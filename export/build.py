@@ -155,7 +155,7 @@ class EncoderBuild:
         options: for all engines.
         samples: gives inputs of the encoder from real clips, for int8 and fp8, the most telling first; called once, if
             at all.
-        reduce_range: of int8 weights; see `needs_reduced_range`.
+        reduce_range: int8 weights keep to half of their range; see `needs_reduced_range`.
     """
 
     def __init__(

@@ -236,6 +236,7 @@ def _manifest(
         },
         engines=engines,
         stages={stage.name: stage.entry() for stage in stages},
+        reports=tuple(FileEntry.of(folder / name) for name in PARITY_FILES if (folder / name).is_file()),
         versions=versions(),
     )
 
@@ -270,7 +271,7 @@ def _no_engine(encoders: Sequence[str], parity: BundleParity, failed: Path | Non
 
 def _remove_others(folder: Path, manifest: Manifest) -> None:
     """Take away what no engine of the manifest needs: graphs on the way to others, and engines that failed."""
-    kept = {entry.file for entry in manifest.files()} | set(PARITY_FILES)
+    kept = {entry.file for entry in manifest.files()}
     for file in folder.iterdir():
         if file.is_file() and file.name not in kept:
             file.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
@@ -12,11 +13,12 @@ import pydantic
 
 from eao.errors import ExportError
 from eao.export.encoders import Axis, InputSpec
-from eao.files import sha256, write_text
+from eao.files import sha256, write_json
 
 FORMAT = 2
 """Version of the manifest's layout; a reader refuses others."""
 MANIFEST_FILE = "manifest.json"
+_DIGEST = "sha256"
 CONFIG_FILE = "config.yaml"
 TEXT_FOLDER = "text"
 """Holds what the text encoder reads: word vectors, or a transformers model with its tokenizer."""
@@ -197,6 +199,7 @@ class Manifest(Record):
         encoders: by name, their inputs and output.
         engines: by key, in order of preference: of several that run, the first is used.
         stages: by name.
+        reports: what was measured of the engines, to be read by people.
         versions: of the packages that made the bundle.
     """
 
@@ -210,6 +213,7 @@ class Manifest(Record):
     encoders: dict[str, EncoderEntry]
     engines: dict[str, EngineEntry]
     stages: dict[str, StageEntry] = {}
+    reports: tuple[FileEntry, ...] = ()
     versions: dict[str, str]
 
     @pydantic.model_validator(mode="after")
@@ -231,9 +235,9 @@ class Manifest(Record):
         return tuple(e for e in self.engines.values() if e.encoder == encoder)
 
     def files(self) -> tuple[FileEntry, ...]:
-        """Every file of the bundle but the manifest and the reports, each once."""
+        """Every file of the bundle but the manifest, each once."""
         graphs = [*(engine.files for engine in self.engines.values()), *(stage.files for stage in self.stages.values())]
-        entries = [self.config, *self.text, *(file for files in graphs for file in files)]
+        entries = [self.config, *self.text, *(file for files in graphs for file in files), *self.reports]
         return tuple({entry.file: entry for entry in entries}.values())
 
     def specs(self, encoder: str) -> tuple[InputSpec, ...]:
@@ -241,8 +245,9 @@ class Manifest(Record):
         return _specs(self.encoders[encoder].inputs, self.axes)
 
     def save(self, folder: Path) -> None:
-        """Write manifest.json into a bundle's folder."""
-        write_text(folder / MANIFEST_FILE, self.model_dump_json(indent=2) + "\n")
+        """Write manifest.json into a bundle's folder, with a hash of its own under "sha256"."""
+        values = json.loads(self.model_dump_json())
+        write_json(folder / MANIFEST_FILE, {**values, _DIGEST: _digest(values)})
 
 
 def _check_axes(owner: str, inputs: Iterable[InputEntry], axes: Mapping[str, AxisEntry]) -> None:
@@ -262,7 +267,7 @@ def load_manifest(folder: str | Path) -> Manifest:
     """Read the manifest of a bundle and check that its files are there with the right sizes.
 
     Raises:
-        ExportError: no bundle, a damaged manifest, another format, or a file missing or cut short.
+        ExportError: no bundle, a damaged or changed manifest, another format, or a file missing or cut short.
     """
     folder = Path(folder)
     path = folder / MANIFEST_FILE
@@ -279,15 +284,23 @@ def load_manifest(folder: str | Path) -> Manifest:
             f"{path} has format {found!r}; this version of eao reads {FORMAT}",
             "export the bundle again, or install the version of eao that made it",
         )
+    digest = values.pop(_DIGEST, None)
     try:
         manifest = Manifest.model_validate(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ExportError(f"{path} is damaged: {where}: {first['msg']}", "export the bundle again") from None
+    if digest not in (None, _digest(values)):  # bundles of earlier versions have none
+        raise ExportError(f"{path} was changed since the export: its SHA-256 differs", "copy the bundle again")
     for entry in manifest.files():
         check_file(folder, entry, content=False)
     return manifest
+
+
+def _digest(values: Mapping[str, object]) -> str:
+    """The SHA-256 of a manifest's values in their order, which for engines is that of preference."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def engine_key(encoder: str, engine: str, precision: str) -> str:

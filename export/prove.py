@@ -128,8 +128,11 @@ class Prover:
 
     def _bisect(self, report: ParityReport) -> None:
         for encoder, build in self.builds.items():
-            # An fp32 graph would be compared with itself.
-            if report.failures(encoder) and report.precision != "fp32":
+            if not report.failures(encoder):
+                continue
+            if build.graph(report.precision) == build.graph("fp32"):
+                self.say(f"{report.name}: no layer of {encoder} can be named, its float32 graph being the measure")
+            else:
                 self.say(f"{report.name}: where {encoder} diverges")
                 graph: Path | onnx.ModelProto = build.graph(report.precision)
                 if report.precision in SIMULATED:

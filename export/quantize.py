@@ -24,8 +24,8 @@ from eao.export.graph import Rewrite, attribute, consumers, initializers, produc
 
 @dataclass(frozen=True)
 class _Format:
-    """An 8-bit number format: its largest number, that of weights, the operators that engines run in it, and the opset
-    it needs."""
+    """An 8-bit number format: the largest number of activations, that of weights, the operators that engines run in it,
+    and the opset it needs."""
 
     name: str
     largest: float

@@ -33,7 +33,7 @@ class QuantizedGraph:
         kind: "int8" or "fp8".
         method: how ranges are chosen.
         threads: of trial runs.
-        reduce_range: of int8 weights; see `eao.export.quantize.Quantizer`.
+        reduce_range: int8 weights keep to half of their range; see `eao.export.quantize.Quantizer`.
 
     Attributes:
         kept: nodes that stay in higher precision.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +74,8 @@ class Bundle:
             asked = " ".join(name for name in (self.engine, precision) if name)
             raise ExportError(f"the bundle {self.path} has no {asked} engine", f"it has {', '.join(held)}")
         if verify:
-            check_file(self.path, self.manifest.config)
+            for file in (self.manifest.config, *self.manifest.reports):
+                check_file(self.path, file)
         self.config: Config = _with_text(load_config(self.path / self.manifest.config.file), self.path)
         self._sessions: dict[str, Session] = {}
         self._stages: dict[str, Stage] = {}
@@ -162,17 +164,19 @@ class Bundle:
             return self._stages[name]
 
     def text_encoder(self, config: TextConfig) -> TextEncoder:
-        """The encoder of words that a configuration names: the bundle's own in onnxruntime, unless it asks for another.
+        """The encoder of words that a configuration names.
+
+        The bundle's own is its graph in onnxruntime where it has one (MiniLM, CLIP) and onnxruntime is installed.
 
         Raises:
-            ExportError: a file of the bundle's was changed.
+            ExportError: a file of the bundle's was changed, or its graph cannot be opened.
             DataError, ConfigError, MissingDependencyError: see `eao.data.text.build_text_encoder`.
         """
         if self.verify:
             for file in self.manifest.text:
                 check_file(self.path, file)
         has_graph = any(file.file == f"{TEXT_FOLDER}/{WORDS_ONNX}" for file in self.manifest.text)
-        if has_graph and config == self.config.data.text:
+        if has_graph and config == self.config.data.text and importlib.util.find_spec("onnxruntime") is not None:
             return GraphText(self.path / TEXT_FOLDER, self.threads)
         return build_text_encoder(config)
 

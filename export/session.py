@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eao.errors import ExportError, missing_dependency
+from eao.errors import ExportError, install_extra, missing_dependency
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -57,7 +57,8 @@ def open_session(
     wanted = PROVIDERS[kind]
     if wanted[0] not in onnxruntime.get_available_providers():
         raise ExportError(
-            f"this onnxruntime has no {wanted[0]}", "pip uninstall onnxruntime; pip install 'eao[gpu]' on a GPU machine"
+            f"this onnxruntime has no {wanted[0]}",
+            f"pip uninstall onnxruntime; {install_extra('gpu')}, on a GPU machine",
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

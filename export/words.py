@@ -98,7 +98,7 @@ class GraphText:
 
     Raises:
         ExportError: the graph cannot be opened.
-        DataError: the tokenizer cannot be read.
+        DataError: the tokenizer or the facts about it cannot be read.
         MissingDependencyError: onnxruntime is not installed.
     """
 
@@ -106,15 +106,17 @@ class GraphText:
         from tokenizers import Tokenizer
 
         folder = Path(folder)
-        facts = json.loads((folder / WORDS_JSON).read_text())
-        self.dim: int = facts["dim"]
-        self.max_words: int = facts["max_words"]
-        self._unknown: int = facts["unknown"]
-        self._prepare = spaced_words if facts["encoder"] == "clip" else list[str]
         try:
-            self._tokenizer = Tokenizer.from_file(str(folder / WORDS_TOKENIZER))
+            file = folder / WORDS_JSON
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            self.dim: int = facts["dim"]
+            self.max_words: int = facts["max_words"]
+            self._unknown: int = facts["unknown"]
+            self._prepare = spaced_words if facts["encoder"] == "clip" else list[str]
+            file = folder / WORDS_TOKENIZER
+            self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises no class of its own
-            raise DataError(f"{folder / WORDS_TOKENIZER} is damaged: {error}", "export the bundle again") from None
+            raise DataError(f"cannot read {file}: {error}", "export the bundle again") from None
         self._session = open_session(folder / WORDS_ONNX, threads)
         self._states = KeptStates(self._compute)
 

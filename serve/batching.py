@@ -86,7 +86,9 @@ class Batcher(Generic[T, R]):
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            jobs = [job for job in await self._gather() if not job.done.done()]
+            jobs = await self._gather()
+            if not jobs:  # all were given up meanwhile
+                continue
             items = [item for job in jobs for item in job.items]
             try:
                 results = await loop.run_in_executor(self._thread, self._compute_all, items)
@@ -99,14 +101,16 @@ class Batcher(Generic[T, R]):
                 results = results[len(job.items) :]
 
     async def _gather(self) -> list[_Job[T, R]]:
-        while not self._jobs:
+        while not self.waiting:
             self._arrived.clear()
             await self._arrived.wait()
-        jobs = [self._jobs.popleft()]
-        if len(self._jobs) + 1 < self.size:
+        if self.waiting < self.size:
             await asyncio.sleep(self.delay)
+        jobs: list[_Job[T, R]] = []
         while _count(jobs) < self.size and self._jobs:
-            jobs.append(self._jobs.popleft())
+            job = self._jobs.popleft()
+            if not job.done.done():
+                jobs.append(job)
         return jobs
 
     def _compute_all(self, items: list[T]) -> list[R | Exception]:
@@ -117,8 +121,7 @@ class Batcher(Generic[T, R]):
 
 
 def _count(jobs: Sequence[_Job[T, R]]) -> int:
-    # One that was given up takes no room in a batch.
-    return sum(len(job.items) for job in jobs if not job.done.done())
+    return sum(len(job.items) for job in jobs)
 
 
 def _finish(done: asyncio.Future[list[R]], results: list[R | Exception]) -> None:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import eao
 from eao.checkpoint import (
     convert,
     find_checkpoint,
@@ -27,7 +28,7 @@ from eao.checkpoint import (
 )
 from eao.config import Config
 from eao.errors import CheckpointError
-from eao.model import build_model
+from eao.model import Batch, build_model
 
 GOLDEN = Path(__file__).parent / "golden"
 CONVERTED = GOLDEN / "checkpoints"
@@ -348,6 +349,23 @@ def test_authors_files_in_every_form(tmp_path, legacy, prefix, where):
     assert same_bits(model.state_dict(), again.state_dict())
     assert translated.model == config.model  # the narrow audio network is found from the weights
     assert not again.training
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_an_authors_file_is_exported_as_it_is(tmp_path, pth, opset):
+    from eao.export.build import Options
+    from eao.export.bundle import write_bundle
+    from eao.export.reference import embed
+
+    onnx = pytest.importorskip("onnx")
+    written = write_bundle(pth, tmp_path / "bundle", encoders="video", options=Options(threads=1, opset=opset))
+    graph = onnx.load(tmp_path / "bundle" / "video.fp32.onnx")
+    assert {o.version for o in graph.opset_import if o.domain == ""} == {opset}
+    assert written.manifest.engines["video.onnxruntime.fp32"].opset == opset
+    batch = Batch(video=torch.randn(2, 3, 6), video_mask=torch.ones(2, 3, dtype=torch.bool))
+    found = eao.load(tmp_path / "bundle").backend.encode(batch, "video")
+    expected = embed(load_checkpoint(pth)[0].eval(), batch, ["video"])["video"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_bare_state_dict_needs_a_config(tmp_path):

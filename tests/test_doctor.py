@@ -74,7 +74,7 @@ def test_what_is_usable_needs_no_remedy(checks: list[Check]) -> None:
 def test_remedies_name_extras_that_exist(checks: list[Check]) -> None:
     extras = set(importlib.metadata.metadata("eao").get_all("Provides-Extra") or [])
     text = Path(doctor.__file__).read_text(encoding="utf-8")
-    named = {part.partition('"')[0] for part in text.split('_pip("')[1:]}
+    named = {part.partition('"')[0] for part in text.split('install_extra("')[1:]}
     assert named
     assert named <= extras
 

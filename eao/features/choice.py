@@ -12,6 +12,8 @@ from eao.errors import ConfigError
 from eao.features.limits import Limits
 
 AUDIO = "audio"
+SECOND = {"efficientnet": "motion"}
+"""What a network gives besides: the second stream, unless another name stands for that one."""
 
 
 class Choice(NamedTuple):
@@ -33,7 +35,7 @@ CHOICES = {
 
 
 def choose_features(names: Sequence[str]) -> FeaturesConfig:
-    """The configuration of the features that are named.
+    """The configuration of the features that are named, with the second stream that a network gives besides.
 
     Raises:
         ConfigError: an unknown name, or two networks for one stream.
@@ -57,6 +59,9 @@ def choose_features(names: Sequence[str]) -> FeaturesConfig:
             )
         taken[choice.stream] = name
         streams[choice.stream] = StreamConfig(backbone=choice.backbone, rate=choice.rate)
+    for name in {SECOND[name] for name in taken.values() if name in SECOND}:
+        choice = CHOICES[name]
+        streams[choice.stream] = streams[choice.stream] or StreamConfig(backbone=choice.backbone, rate=choice.rate)
     return FeaturesConfig(**streams, audio=AUDIO in names)
 
 

@@ -66,9 +66,9 @@ def extract_folder(
 ) -> ExtractionReport:
     """Extract the features of all clips in `inputs` into the folder `out`.
 
-    The run can be broken off at any time, also by `kill -9`, and repeated: finished files are skipped, unless they have
-    another size now, those that failed are tried again, and in the end the folder holds what an undisturbed run would
-    have written (on a CPU, byte for byte). Files that cannot be read are noted in `failed.jsonl`; the rest goes on.
+    The run can be broken off at any time, also by `kill -9`, and repeated. Finished files are skipped, unless they have
+    another size now; those that failed are tried again. In the end the folder holds what an undisturbed run would have
+    written (on a CPU, byte for byte). Files that cannot be read are noted in `failed.jsonl`; the rest goes on.
 
     Args:
         inputs: files, folders, patterns, lists and URLs, see `find_sources`.

@@ -52,7 +52,7 @@ class Source:
     location: str
     parts: tuple[Part, ...] = field(default=())
     captions: tuple[str, ...] = ()
-    size: int | None = field(default=None, compare=False)
+    size: int | None = None
 
     @property
     def is_remote(self) -> bool:

@@ -75,13 +75,15 @@ class FeatureStore:
         self.weights = weights
         self.records: dict[str, Record] = {}
         self.has_changed = False
-        self._replaced: list[Record] = []
+        self._replaced: set[str] = set()
         if folder.exists() and not folder.is_dir():
             raise DataError(f"{folder} is a file, not a folder", "give another output folder")
         self._check_config()
         for record in read_lines(folder / MANIFEST_FILE):
             if isinstance(record.get("id"), str):
                 self.records[record["id"]] = record
+        # A file of somebody else's is left alone.
+        self._had_captions = any("captions" in record for record in self.records.values())
 
     def finished(self, sources: Iterable[Source]) -> dict[str, list[str]]:
         """The clips of the sources that need no work, by id of the source.
@@ -94,18 +96,20 @@ class FeatureStore:
             DataError: if an id belongs to another file, which still exists: two sources would be mixed up.
         """
         groups: dict[str, list[Record]] = {}
+        files: dict[str, list[Record]] = {}
         for record in self.records.values():
+            files.setdefault(str(record.get("file")), []).append(record)
             if "clips" in record:
                 groups.setdefault(record["id"].rpartition("/")[0], []).append(record)
         done = {}
         for source in sources:
-            if replaced := self._clips_of_another_size(source, groups):
-                self._replaced += replaced
-                continue
             records = self._records_of(source, groups)
-            for record in records:
+            cut = [] if source.parts else groups.get(source.id, [])
+            for record in [*records, *cut]:
                 self._check_place(record, source)
-            if records and all(self._is_complete(record) for record in records):
+            replaced = [r for r in [*files.get(source.name, []), *records, *cut] if _is_of_another_size(r, source)]
+            self._replaced |= {record["id"] for record in replaced}
+            if not replaced and records and all(self._is_complete(record) for record in records):
                 done[source.id] = [record["id"] for record in records]
                 self._take_over(source, records)
         return done
@@ -172,16 +176,6 @@ class FeatureStore:
         found = groups.get(source.id, [])
         return found if all(record["clips"] == len(found) for record in found) else []
 
-    def _clips_of_another_size(self, source: Source, groups: Mapping[str, list[Record]]) -> list[Record]:
-        """All lines of the source, if one of them was made of a file of another size."""
-        ids = [part.id for part in source.parts] or [source.id]
-        found = [self.records[clip_id] for clip_id in ids if clip_id in self.records]
-        found += groups.get(source.id, []) if not source.parts else []
-        for record in found:
-            self._check_place(record, source)
-        is_other = source.size is not None and any(record.get("bytes", source.size) != source.size for record in found)
-        return found if is_other else []
-
     def _check_place(self, record: Record, source: Source) -> None:
         before = str(record.get("file", ""))
         if before == source.name or same_place(before, source.name):
@@ -200,11 +194,11 @@ class FeatureStore:
     def _take_over(self, source: Source, records: Sequence[Record]) -> None:
         captions = {part.id: part.captions for part in source.parts} or {source.id: source.captions}
         for record in records:
-            new: Record = {"file": source.name} | _bytes(source)
-            if record["id"] in captions:
-                new |= _captions(captions[record["id"]])
-            if any(record.get(key) != value for key, value in new.items()):
-                record |= new
+            new: Record = {"id": record["id"], "file": source.name} | _bytes(source)
+            given = _captions(captions[record["id"]]) if record["id"] in captions else {}
+            if any(record.get(key) != value for key, value in (new | given).items()):
+                # In the order in which a clip that is extracted now has them.
+                self.records[record["id"]] = new | {k: v for k, v in record.items() if k not in new} | given
                 self.has_changed = True
 
     def _begin(self, sources: Sequence[Source], model: str | None) -> None:
@@ -215,10 +209,10 @@ class FeatureStore:
         write_text(self.folder / CONFIG_FILE, yaml.safe_dump(self._description(), sort_keys=False))
         if model is not None:
             write_json(self.folder / SOURCE_FILE, {"model": model})
-        for record in self._replaced:
-            for kind in SUFFIXES:
-                clip_path(self.folder, record["id"], kind).unlink(missing_ok=True)
-            self.records.pop(record["id"], None)
+        for clip_id in sorted(self._replaced):
+            _remove_arrays(self.folder, clip_id)
+            del self.records[clip_id]
+        self._replaced.clear()
         # A line that was torn when an earlier run was killed must not be continued by the next.
         self._write_manifest()
         given = {source.name for source in sources}
@@ -239,7 +233,7 @@ class FeatureStore:
         ]
         if captions:
             self._write_lines(CAPTIONS_FILE, captions)
-        else:
+        elif self._had_captions:
             (self.folder / CAPTIONS_FILE).unlink(missing_ok=True)
         shutil.rmtree(self.work, ignore_errors=True)
 
@@ -320,7 +314,20 @@ def write_clips(
             record["clips"] = len(clips)  # by this the next run knows whether the file is complete
         record |= _captions(segment.captions)
         records.append(record)
+    if not parts and rule is not None and rule.kind != "whole":
+        # Of a longer file that was here before, when a run was killed before it could note them.
+        beyond = len(clips)
+        while _remove_arrays(folder, f"{source.id}/{beyond:06d}"):
+            beyond += 1
     return records
+
+
+def _remove_arrays(folder: Path, clip_id: str) -> bool:
+    """Whether there were any."""
+    paths = [path for path in (clip_path(folder, clip_id, kind) for kind in SUFFIXES) if path.is_file()]
+    for path in paths:
+        path.unlink()
+    return bool(paths)
 
 
 def _write_array(work: Path, path: Path, key: str, array: np.ndarray) -> None:
@@ -331,6 +338,10 @@ def _write_array(work: Path, path: Path, key: str, array: np.ndarray) -> None:
         os.fsync(file.fileno())
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(temporary, path)
+
+
+def _is_of_another_size(record: Record, source: Source) -> bool:
+    return source.size is not None and record.get("bytes", source.size) != source.size
 
 
 def _bytes(source: Source) -> Record:

@@ -70,6 +70,7 @@ class _Clip:
     start: float
     end: float
     duration: float
+    size: int | None
     paths: dict[str, Path]
 
 
@@ -84,7 +85,8 @@ def _read_record(folder: Path, name: str, record: Mapping[str, Any]) -> _Clip:
         )
     try:
         start, end = float(record["start"]), float(record["end"])
-        return _Clip(_full_name(record["file"]), start, end, float(record.get("duration", end)), paths)
+        duration, size = float(record.get("duration", end)), record.get("bytes")
+        return _Clip(_full_name(record["file"]), start, end, duration, size, paths)
     except (KeyError, TypeError, ValueError):
         raise DataError(f"{folder}: the manifest does not say where {name} comes from", "extract it again") from None
 
@@ -94,8 +96,9 @@ def _full_name(file: str) -> str:
 
 
 def _describe(file: str, clips: list[_Clip]) -> tuple[FileState, list[Part]]:
-    # A file that is gone, or lies on object storage, is known by the features of its first clip.
-    state = file_state(file if os.path.isfile(file) else next(iter(clips[0].paths.values())))
+    # A file that is gone, was replaced since, or lies on object storage is known by the features of its first clip.
+    is_there = os.path.isfile(file) and clips[0].size in (None, os.path.getsize(file))
+    state = file_state(file if is_there else next(iter(clips[0].paths.values())))
     duration = max(max(clip.end, clip.duration) for clip in clips)
     whole = len(clips) == 1 and clips[0].start == 0 and clips[0].end >= duration - 1e-2
     if not whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,8 +14,11 @@ from eao.config import Config, FeaturesConfig
 from eao.embedder import CLIP_ENCODERS, Embedder
 from eao.errors import ConfigError, RetrievalError
 
+logger = logging.getLogger(__name__)
+
 METADATA = "index.json"
 FORMAT = 2
+DEMO_MODELS = (Path("runs/demo/bundle"), Path("runs/demo-quick/bundle"))
 MODEL_VARIABLE = "EAO_MODEL"
 
 
@@ -103,7 +107,8 @@ def parse_metadata(text: str, name: str) -> Metadata:
 
 
 def choose_model(given: str | Path | None, metadata: Metadata | None, inputs: Iterable[str | Path] = ()) -> str:
-    """Where the model lies: as given, else that of the index, of the features, or of the variable EAO_MODEL.
+    """Where the model lies: as given, else that of the index, of the features, of the variable EAO_MODEL, or the one
+    that `make demo` made below the working directory.
 
     Args:
         given: what the user named.
@@ -122,7 +127,11 @@ def choose_model(given: str | Path | None, metadata: Metadata | None, inputs: It
             return noted
     if found := os.environ.get(MODEL_VARIABLE):
         return found
-    raise ConfigError("no model is named", f"give --model MODEL, or set {MODEL_VARIABLE}")
+    for path in DEMO_MODELS:
+        if path.is_dir():
+            logger.warning("no model is named: taking the demo's, %s", path)
+            return str(path.absolute())
+    raise ConfigError("no model is named", f"give --model MODEL, set {MODEL_VARIABLE}, or run make demo here")
 
 
 def is_features_folder(path: str | Path) -> bool:

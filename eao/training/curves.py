@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eao.errors import install_extra
 from eao.files import atomic_path
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def plot_curves(
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        logger.warning("no learning curve drawn: pip install 'eao[demo]' for matplotlib")
+        logger.warning("no learning curve drawn, for want of matplotlib: %s", install_extra("demo"))
         return False
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, recall = figure.subplots(1, 2)

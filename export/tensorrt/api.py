@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from eao.errors import ExportError, missing_dependency
+from eao.errors import ExportError, install_extra, missing_dependency
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 """TensorRT builds for the GPU it runs on; TensorRT-RTX builds for named generations of GeForce and RTX GPUs, on any
@@ -81,7 +81,7 @@ def load_tensorrt(flavour: Flavour) -> TensorRT:
     try:
         module = importlib.import_module(package)
     except (ImportError, OSError) as error:  # a shared library that is missing or does not fit
-        raise ExportError(f"{package} cannot be imported: {error}", f"pip install 'eao[{extra}]' again") from None
+        raise ExportError(f"{package} cannot be imported: {error}", install_extra(extra)) from None
     version = str(module.__version__)
     numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
     if numbers < OLDEST[flavour]:

@@ -12,7 +12,7 @@ import numpy as np
 from eao.config import Config
 from eao.errors import ServingError
 from eao.export.encoders import BATCH, Axis, InputSpec
-from eao.export.engines import engine_name
+from eao.export.engines import engine_name, unproven
 from eao.export.manifest import EngineEntry, Manifest, check_file
 from eao.export.tensorrt.profiles import AxisRange, Profile, input_shape, make_profiles
 from eao.export.text_files import link_or_copy
@@ -113,10 +113,13 @@ def choose_engines(
             for entry in manifest.of_encoder(name)
             if entry.engine == runtime and wanted in (None, runtime) and precision in (None, entry.precision)
         ]
-        # onnxruntime has no bfloat16 products on the CPU.
-        fitting = [entry for entry in fitting if target != "cpu" or entry.precision != "bf16"]
-        if target == "cpu":  # between its runtimes the bundle's own order decides
-            fitting = [entry for entry in manifest.of_encoder(name) if entry in fitting]
+        if target == "cpu":
+            # onnxruntime has no bfloat16 products on the CPU. Between its runtimes the bundle's own order decides.
+            fitting = [
+                entry
+                for entry in manifest.of_encoder(name)
+                if entry in fitting and entry.precision != "bf16" and unproven(entry) is None
+            ]
         if not fitting:
             raise ServingError(_no_engine(manifest, name, target, wanted, precision), _hint(target))
         specs = manifest.specs(name)

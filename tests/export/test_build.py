@@ -66,6 +66,29 @@ def test_int8_weights_keep_to_half_of_their_range_where_openvino_would_overflow(
     assert needs_reduced_range(choose_requests(engines, [precision])) == reduced
 
 
+def test_the_weights_of_such_a_bundle_are_so(
+    make_model: MakeModel,
+    make_config: MakeConfig,
+    wide_clips: list[Batch],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("eao.probes.has_exact_int8", lambda: False)
+    written = write_bundle(
+        make_model("wide"),
+        tmp_path / "b",
+        make_config("wide"),
+        ["text"],
+        choose_requests(["openvino"], ["int8"]),
+        Options(threads=1),
+        calibration=wide_clips,
+    )
+    graph = onnx.load(written.path / "text.int8.onnx")
+    weights = [onnx.numpy_helper.to_array(t) for t in graph.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert max(np.abs(values.astype(int)).max() for values in weights) == 64
+
+
 @pytest.fixture(scope="module")
 def matrix(
     make_model: MakeModel, make_config: MakeConfig, wide_clips: list[Batch], tmp_path_factory: pytest.TempPathFactory

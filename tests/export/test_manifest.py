@@ -54,6 +54,20 @@ def test_broken_json_is_damage(folder: Path) -> None:
         load_manifest(folder)
 
 
+def test_values_that_were_changed_are_refused_unless_the_bundle_is_older_than_the_check(folder: Path) -> None:
+    before = load_manifest(folder)
+    edit(folder, lambda m: m.update(embedding_dim=9))
+    with pytest.raises(ExportError, match=r"manifest\.json was changed since the export"):
+        load_manifest(folder)
+    edit(folder, lambda m: m.update(embedding_dim=8))
+    assert load_manifest(folder) == before  # another layout is no change
+    edit(folder, lambda m: m.update(engines=dict(reversed(m["engines"].items()))))
+    with pytest.raises(ExportError, match=r"manifest\.json was changed since the export"):
+        load_manifest(folder)
+    edit(folder, lambda m: m.pop("sha256"))
+    assert list(load_manifest(folder).engines) == list(before.engines)[::-1]
+
+
 @pytest.mark.parametrize("value", [1, "2", None])
 def test_another_format_is_refused_by_name(folder: Path, value: object) -> None:
     edit(folder, lambda m: m.update(format=value))

@@ -107,4 +107,4 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingDependencyError) as caught:
         require_matplotlib()
-    assert "eao[report]" in caught.value.hint
+    assert ".[report]" in caught.value.hint

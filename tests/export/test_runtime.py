@@ -11,13 +11,19 @@ import onnxruntime
 import pytest
 import torch
 
+import eao
+from eao.checkpoint import save_native
+from eao.config import Config, override_config
 from eao.errors import ConfigError, DataError, ExportError
-from eao.export.bundle import WrittenBundle
+from eao.export.build import choose_requests
+from eao.export.bundle import WrittenBundle, write_bundle
 from eao.export.encoders import Model, input_specs
 from eao.export.reference import embed
 from eao.export.runtime import Bundle, batch_feeds
 from eao.export.session import open_session
 from eao.model import Batch
+
+from ..conftest import write_word_vectors
 
 MakeModel = Callable[[str], Model]
 
@@ -37,6 +43,27 @@ def test_a_moved_bundle_embeds_as_the_model_does(
         found = moved.encode(clips[0], encoder)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, embed(make_model("plain"), clips[0], [encoder])[encoder], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_bundle_needs_nothing_of_what_it_was_made_from(
+    make_model: MakeModel, make_config: Callable[[str], Config], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    made_from = tmp_path / "made-from"
+    made_from.mkdir()
+    write_word_vectors(made_from / "words.bin", dim=12)
+    config = override_config(make_config("plain"), [f"data.text.path={made_from / 'words.bin'}"])
+    save_native(made_from / "model", make_model("plain"), config)
+    requests = choose_requests(["onnx", "openvino"], ["fp32"])
+    write_bundle(made_from / "model", made_from / "bundle", None, "text,video", requests, stages=["tokens"])
+    expected = eao.load(made_from / "model").embed(text=["red dog", "blue"])
+    shutil.move(made_from / "bundle", tmp_path / "elsewhere")
+    shutil.rmtree(made_from)
+    for engine in ("onnx", "openvino"):
+        found = eao.load(tmp_path / "elsewhere", engine=engine).embed(text=["red dog", "blue"])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert Bundle(tmp_path / "elsewhere").stage("tokens-text").name == "tokens-text"
 
 
 def test_sessions_open_on_first_use_only(written: WrittenBundle, clips: list[Batch]) -> None:

@@ -156,11 +156,23 @@ def test_a_bundle_reads_them_as_the_model_does(small: TextConfig) -> None:
         torch.testing.assert_close(text, expected, rtol=0, atol=1e-5)
 
 
-def test_a_damaged_tokenizer_is_named(small: TextConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["words.json", "words.tokenizer.json"])
+def test_damaged_files_are_named(small: TextConfig, tmp_path: Path, file: str) -> None:
     folder = shutil.copytree(str(small.path), tmp_path / "text")
-    (folder / "words.tokenizer.json").write_text("{")
-    with pytest.raises(DataError, match=r"words\.tokenizer\.json is damaged"):
+    (folder / file).write_text("{")
+    with pytest.raises(DataError, match=f"cannot read .*{file}"):
         GraphText(folder)
+    (folder / file).unlink()
+    with pytest.raises(DataError, match=f"cannot read .*{file}"):
+        GraphText(folder)
+
+
+def test_without_onnxruntime_the_model_encodes(worded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle(worded)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    encoder = bundle.text_encoder(bundle.config.data.text)
+    assert not isinstance(encoder, GraphText) and encoder.encode(["a cab"])[1].any()
 
 
 # CLIP's attention is causal: what follows a word is not seen anyway.
@@ -264,11 +276,23 @@ def test_a_changed_text_setting_is_obeyed(worded: Path) -> None:
     assert bundle.text_encoder(own.model_copy(update={"max_words": 3})).encode(["a b c d"])[0].shape[1] == 3
 
 
-def test_a_changed_graph_of_words_is_refused(worded: Path) -> None:
-    graph = worded / "text" / "words.onnx"
-    data = bytearray(graph.read_bytes())
-    data[len(data) // 2] ^= 1
-    graph.write_bytes(bytes(data))
-    bundle = Bundle(worded)
-    with pytest.raises(ExportError, match=r"words\.onnx"):
+def test_a_byte_changed_in_any_file_is_refused(worded: Path) -> None:
+    def use() -> None:
+        bundle = Bundle(worded)
         bundle.text_encoder(bundle.config.data.text)
+        for encoder in bundle.encoders:
+            bundle.session(encoder)
+
+    use()
+    files = [path for path in sorted(worded.rglob("*")) if path.is_file() and path.stat().st_size]
+    assert {"manifest.json", "config.yaml", "parity.json", "text.fp32.onnx", "words.onnx", "words.tokenizer.json"} <= {
+        path.name for path in files
+    }
+    for path in files:
+        content = path.read_bytes()
+        for position in (0, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+            with pytest.raises(ExportError, match=path.name.replace(".", r"\.")):
+                use()
+        path.write_bytes(content)
+    use()

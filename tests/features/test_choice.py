@@ -17,7 +17,11 @@ def test_names_choose_streams_at_the_published_rates() -> None:
     assert choose_features(["s3d"]) == FeaturesConfig(
         video_2d=None, video_3d=StreamConfig(backbone="s3d", rate=1.0), audio=False
     )
-    assert choose_features(["efficientnet", "motion", "audio"]) == FeaturesConfig()
+    assert choose_features(["efficientnet", "audio"]) == choose_features(["motion", "efficientnet", "audio"])
+    assert choose_features(["efficientnet", "audio"]) == FeaturesConfig()  # what the demo's model was trained on
+    third = choose_features(["s3d", "efficientnet"])
+    assert third.video_2d == FeaturesConfig().video_2d and third.video_3d == StreamConfig(backbone="s3d", rate=1.0)
+    assert choose_features(["motion"]) == FeaturesConfig(video_2d=None, audio=False)
     assert choose_features(["audio"]) == FeaturesConfig(video_2d=None, video_3d=None)
 
 

@@ -28,7 +28,8 @@ def test_folders_and_files(tmp_path: Path, folder: Path) -> None:
     assert ids(folder) == ["a", "broken", "sub/b.c", "sub/deep/d"]
     assert ids(folder, audio_only=True) == ["a", "broken", "sound", "sub/b.c", "sub/deep/d"]
     assert ids(folder / "a.mp4", folder, f"file://{folder / 'a.mp4'}") == ids(folder)
-    assert find_sources([folder / "a.mp4"]) == [Source("a", str(folder / "a.mp4"))]
+    size = (folder / "a.mp4").stat().st_size
+    assert find_sources([folder / "a.mp4"]) == [Source("a", str(folder / "a.mp4"), size=size)]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no video"):
         find_sources([tmp_path / "empty"])
@@ -41,7 +42,7 @@ def test_patterns_name_files_from_their_first_wildcard_on(folder: Path, monkeypa
     assert ids(folder / "sub" / "**" / "*") == ["b.c", "deep/d"]
     assert ids(folder / "s*" / "*") == ["sub/b.c"]
     monkeypatch.chdir(folder)
-    assert find_sources(["[a]*.mp4"]) == [Source("a", str(folder / "a.mp4"))]
+    assert [source.location for source in find_sources(["[a]*.mp4"])] == [str(folder / "a.mp4")]
     (folder / "[x]").mkdir()
     (folder / "[x]" / "y.mp4").touch()
     assert ids("[x]") == ["y"]  # a folder of that name comes before the pattern

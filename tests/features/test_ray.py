@@ -103,7 +103,7 @@ def test_a_cluster_writes_what_one_machine_does_even_if_a_worker_dies(
 
 
 def test_a_source_survives_its_journey() -> None:
-    source = Source("a", "/in/caf\udce9.mp4", (Part("x", 1.0, None, ("é", "b")),), ("c",))
+    source = Source("a", "/in/caf\udce9.mp4", (Part("x", 1.0, None, ("é", "b")),), ("c",), 7)
     assert read_source(json.dumps(asdict(source))) == source
 
 

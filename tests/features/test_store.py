@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,16 +126,73 @@ def test_a_file_of_another_size_is_another_file(tmp_path: Path, kind: str) -> No
     assert (folder / "manifest.jsonl").read_text() == ""
 
 
-def test_sizes_are_noted_for_a_folder_that_has_none(tmp_path: Path) -> None:
+def test_clips_of_a_replaced_file_go_whatever_they_are_called(tmp_path: Path) -> None:
+    (given,) = sources(tmp_path, "a")
+    parts = (Part("x", 0.0, 2.0), Part("y", 2.0, 4.0))
+    listed = replace(given, id="x", parts=parts, size=100)
+    folder = tmp_path / "out"
+    store = FeatureStore(folder, CONFIG, WINDOWS)
+    with store.writing([listed]):
+        store.note(store.write(listed, [(Segment(p.id, p.start, p.end or 0.0, ()), features()) for p in parts]))
+    for new in (replace(listed, parts=parts[:1], size=50), replace(given, id="other", size=50)):
+        store = FeatureStore(folder, CONFIG, WINDOWS)
+        assert store.finished([new]) == {}
+        copy = shutil.copytree(folder, tmp_path / new.id)
+        store = FeatureStore(copy, CONFIG, WINDOWS)
+        store.finished([new])
+        with store.writing([new]):
+            pass
+        assert not list(copy.rglob("*.npz")) and not store.records
+
+
+def test_a_shorter_file_leaves_no_array_of_a_longer_one_that_was_never_noted(tmp_path: Path) -> None:
     (given,) = sources(tmp_path, "a")
     store = FeatureStore(tmp_path / "out", CONFIG, WINDOWS)
     with store.writing([given]):
+        store.write(given, clips(given, 4))
         store.note(store.write(given, clips(given, 2)))
+    assert {path.name[:6] for path in (tmp_path / "out" / "a").iterdir()} == {"000000", "000001"}
+
+
+def test_a_clip_of_a_list_with_the_name_of_another_file_stays(tmp_path: Path) -> None:
+    a, b = sources(tmp_path, "a", "b")
     store = FeatureStore(tmp_path / "out", CONFIG, WINDOWS)
-    assert store.finished([replace(given, size=7)]).keys() == {"a"} and store.has_changed
+    listed = replace(b, id="a", parts=(Part("a", 0.0, 2.0),), size=100)
+    with store.writing([listed]):
+        store.note(store.write(listed, [(Segment("a", 0.0, 2.0, ()), features())]))
+    Path(b.location).unlink()
+    store = FeatureStore(tmp_path / "out", CONFIG, WINDOWS)
+    assert store.finished([replace(a, size=50)]) == {}
+    with store.writing([a]):
+        store.note(store.write(a, clips(a, 1)))
+    assert store.records.keys() == {"a", "a/000000"}
+
+
+def test_a_captions_file_of_somebody_elses_stays(tmp_path: Path) -> None:
+    (given,) = sources(tmp_path, "a")
+    store = FeatureStore(tmp_path / "out", CONFIG)
+    with store.writing([given]):
+        store.note(store.write(given, [(Segment("a", 0.0, 2.0, ()), features())]))
+    (tmp_path / "out" / "captions.jsonl").write_text('{"id": "a", "caption": "mine"}\n')
+    store = FeatureStore(tmp_path / "out", CONFIG)
+    store.finished([replace(given, size=7)])
     with store.writing([given]):
         pass
-    assert [line["bytes"] for line in lines(tmp_path / "out" / "manifest.jsonl")] == [7, 7]
+    assert "mine" in (tmp_path / "out" / "captions.jsonl").read_text()
+
+
+def test_sizes_are_noted_for_a_folder_that_has_none(tmp_path: Path) -> None:
+    (given,) = sources(tmp_path, "a")
+    sized = replace(given, size=7)
+    for name, source in (("old", given), ("new", sized)):
+        store = FeatureStore(tmp_path / name, CONFIG, WINDOWS)
+        with store.writing([source]):
+            store.note(store.write(source, clips(source, 2)))
+    store = FeatureStore(tmp_path / "old", CONFIG, WINDOWS)
+    assert store.finished([sized]).keys() == {"a"} and store.has_changed
+    with store.writing([sized]):
+        pass
+    assert snapshot(tmp_path / "old") == snapshot(tmp_path / "new")
 
 
 def test_parts_are_made_again_when_a_list_changes_their_times(tmp_path: Path) -> None:

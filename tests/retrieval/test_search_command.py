@@ -12,8 +12,10 @@ import pytest
 
 from eao import cli
 from eao.checkpoint import save_native
+from eao.config import FeaturesConfig
 from eao.embedder import Embedder
 from eao.features.extract import extract_folder
+from eao.model import build_model
 from eao.retrieval.index import Index
 
 Run = Callable[..., tuple[int, str, str]]
@@ -56,6 +58,7 @@ def test_the_model_is_found_where_it_is_named(
 ) -> None:
     index = tmp_path / "index"
     monkeypatch.delenv("EAO_MODEL", raising=False)
+    monkeypatch.chdir(tmp_path)
     code, _, err = eao("index", features, "-o", index)
     assert code == 2 and "no model is named" in err and "EAO_MODEL" in err
     monkeypatch.setenv("EAO_MODEL", "nothing")
@@ -70,6 +73,22 @@ def test_the_model_is_found_where_it_is_named(
     code, _, err = eao("index", features, "-o", tmp_path / "other")
     assert code == 2 and "source.json" in err
     (features / "source.json").unlink()
+
+
+def test_the_three_commands_find_the_demos_model(
+    eao: Run, embedder: Embedder, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EAO_MODEL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    widths = embedder.config.model.model_copy(update={"video_dim": 1280 + 98})
+    config = embedder.config.model_copy(update={"model": widths, "features": FeaturesConfig()})
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    save_native(tmp_path / "runs" / "demo" / "bundle", build_model(widths), config)
+    assert eao("extract", clips, "--out", "F", "--features", "efficientnet,audio")[0] == 0
+    code, _, err = eao("index", "F")
+    assert code == 0 and "taking the demo's" in err
+    code, out, err = eao("search", "red square", "--json")
+    assert code == 0 and len(json.loads(out)) == 4 and "taking" not in err
 
 
 def test_an_index_is_made_searched_changed_and_described(

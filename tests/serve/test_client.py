@@ -272,7 +272,7 @@ def test_without_tritonclient_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
     with pytest.raises(MissingDependencyError, match="tritonclient") as caught:
         TritonClient("triton://localhost")
-    assert "eao[triton-client]" in caught.value.hint
+    assert ".[triton-client]" in caught.value.hint
 
 
 def test_encoders_of_several_models_are_not_one_model() -> None:

@@ -19,13 +19,7 @@ namespace {
 /// Why an engine is not used here; empty if it is.
 std::string refusal(const EngineEntry& entry) {
   if (entry.deferred) return "it is built on first use, by Python";
-  if (!has_engine(entry.engine)) return "not in this build";
-  if ((entry.precision != "int8" && entry.precision != "int8-nncf") || has_exact_int8()) return "";
-  // OpenVINO runs both, and its parity is known only where OpenVINO itself was measured on such a processor.
-  if (entry.engine == "onnxruntime" || (entry.engine == "openvino" && entry.exact_int8)) {
-    return "OpenVINO's int8 sums overflow on this CPU, without VNNI: export for openvino on such a CPU";
-  }
-  return "";
+  return has_engine(entry.engine) ? unproven(entry, has_exact_int8()) : "not in this build";
 }
 
 class Bundle : public Source {

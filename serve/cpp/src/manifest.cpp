@@ -171,6 +171,15 @@ void Manifest::check_file(const FileEntry& file, bool content) const {
   }
 }
 
+std::string unproven(const EngineEntry& entry, bool exact_int8) {
+  if ((entry.precision != "int8" && entry.precision != "int8-nncf") || exact_int8) return "";
+  // OpenVINO runs both, and its parity is known only where OpenVINO itself was measured on such a processor.
+  if (entry.engine == "onnxruntime" || (entry.engine == "openvino" && entry.exact_int8)) {
+    return "OpenVINO's int8 sums overflow on this CPU, without VNNI: export for openvino on such a CPU";
+  }
+  return "";
+}
+
 Manifest load_manifest(const std::filesystem::path& folder) {
   const auto path = folder / "manifest.json";
   std::ifstream file(path, std::ios::binary);

@@ -44,7 +44,7 @@ struct EngineEntry {
   std::string precision;
   bool deferred = false;
   bool version_compatible = false;
-  /// Parity was measured on a processor whose int8 sums are exact.
+  /// Parity was measured on a processor whose int8 sums are exact; false also where the manifest does not say.
   bool exact_int8 = false;
   std::vector<FileEntry> files;
 };
@@ -70,6 +70,9 @@ struct Manifest {
 
 /// Throws BundleError: no bundle, a damaged manifest, another format, or a file missing or cut short.
 Manifest load_manifest(const std::filesystem::path& folder);
+
+/// Why the parity of an engine says nothing about a processor whose int8 sums are exact or not; empty if it does.
+std::string unproven(const EngineEntry& entry, bool exact_int8);
 
 /// Throws DataError if an input of the encoder is missing, unknown, or of another dtype or shape.
 void check_inputs(const Manifest& manifest, const std::string& encoder, const Tensors& inputs);

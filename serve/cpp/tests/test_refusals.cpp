@@ -5,6 +5,7 @@
 
 #include "check.hpp"
 #include "eao/encoder.hpp"
+#include "manifest.hpp"
 #include "sha256.hpp"
 #include "unicode.hpp"
 
@@ -90,23 +91,31 @@ bool cpu_has_vnni() {
 }
 
 void check_int8(const fs::path& bundle, const fs::path& scratch) {
-  const auto embed_as = [&](const char* engine, bool exact) {
-    fs::remove_all(scratch);
-    fs::copy(bundle, scratch, fs::copy_options::recursive);
-    auto manifest = read_json((scratch / "manifest.json").string());
-    for (auto& entry : manifest.at("engines")) {
-      entry["engine"] = engine, entry["precision"] = "int8", entry["parity"]["exact_int8"] = exact;
-    }
-    std::ofstream(scratch / "manifest.json") << manifest.dump();
-    Encoder::open(scratch.string()).embed({"a dog"});
+  const auto is_refused = [](const std::string& engine, const std::string& precision, bool there, bool here) {
+    eao::EngineEntry entry;
+    entry.engine = engine;
+    entry.precision = precision;
+    entry.exact_int8 = there;
+    return !eao::unproven(entry, here).empty();
   };
-  embed_as("openvino", false);
-  for (const char* engine : {"openvino", "onnxruntime"}) {
-    if (cpu_has_vnni()) {
-      embed_as(engine, true);
-    } else {
-      check_refused<BundleError>("sums overflow on this CPU", [&] { embed_as(engine, true); });
-    }
+  CHECK(is_refused("openvino", "int8", true, false), "proven with VNNI, run without");
+  CHECK(is_refused("openvino", "int8-nncf", true, false), "proven with VNNI, run without");
+  CHECK(is_refused("onnxruntime", "int8", false, false), "proven by onnxruntime, run by OpenVINO");
+  CHECK(!is_refused("openvino", "int8", false, false), "proven without VNNI");
+  CHECK(!is_refused("openvino", "int8", true, true), "run with VNNI");
+  CHECK(!is_refused("openvino", "int8-weights", true, false), "only weights are int8");
+  CHECK(!is_refused("tensorrt", "int8", true, false), "not OpenVINO's");
+
+  fs::remove_all(scratch);
+  fs::copy(bundle, scratch, fs::copy_options::recursive);
+  auto manifest = read_json((scratch / "manifest.json").string());
+  for (auto& entry : manifest.at("engines")) entry["precision"] = "int8";
+  std::ofstream(scratch / "manifest.json") << manifest.dump();
+  const auto embed = [&] { Encoder::open(scratch.string()).embed({"a dog"}); };
+  if (cpu_has_vnni()) {
+    embed();
+  } else {
+    check_refused<BundleError>("sums overflow on this CPU", embed);
   }
 }
 
