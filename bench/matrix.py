@@ -190,9 +190,11 @@ def bench_bundle(
                 for name, remote in (servers or {}).items()
                 if ways and encoder in remote.encoders
             ]
+            hollow = tuple(fact.way for fact in facts if fact.encoder == encoder and fact.left == fact.layers > 0)
             for point in points if ways else ():
                 say(f"{encoder}, batch {point.sizes[BATCH]}, length {point.length:g}")
-                entries.append(_measure(model, bundle, encoder, ways, point, options))
+                measured = _measure(model, bundle, encoder, ways, point, options)
+                entries.append(measured.model_copy(update={"hollow": hollow}))
     if not entries:
         raise ExportError(f"no engine of {bundle.path} runs here", _reasons(skipped))
     return BenchReport(

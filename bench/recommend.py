@@ -213,6 +213,8 @@ def _objection(
         return f"above {limits.latency_ms:g} ms"
     if entry is not None and parity.name in entry.slower:
         return "slower than PyTorch"
+    if entry is not None and parity.name in entry.hollow:
+        return "all its layers stayed in float32"
     return ""
 
 

@@ -67,6 +67,7 @@ class Entry(pydantic.BaseModel):
         gflop: arithmetic of a call, in 1e9 operations.
         results: by way: "torch", "onnxruntime fp32", "openvino int8" ...
         foreign_cores: how many cores other processes kept busy meanwhile.
+        hollow: ways in 8 bits of which every layer stayed in float32 for the sake of parity.
     """
 
     encoder: str
@@ -75,6 +76,7 @@ class Entry(pydantic.BaseModel):
     gflop: float
     results: dict[str, Result]
     foreign_cores: float | None = None
+    hollow: tuple[str, ...] = ()
 
     @property
     def reliable(self) -> bool:
@@ -95,10 +97,13 @@ class Entry(pydantic.BaseModel):
 
     @property
     def recommended(self) -> str | None:
-        """The fastest engine that is faster than PyTorch by more than the noise, measured on a quiet machine."""
+        """The fastest engine that is faster than PyTorch by more than the noise, measured on a quiet machine; none that
+        is only called int8."""
         if TORCH not in self.results or not self.reliable:
             return None
-        faster = {way: r.speedup for way, r in self.engines.items() if r.speedup > 1 + r.noise}
+        faster = {
+            way: r.speedup for way, r in self.engines.items() if r.speedup > 1 + r.noise and way not in self.hollow
+        }
         return max(faster, key=faster.__getitem__) if faster else None
 
     def describe_sizes(self) -> str:
@@ -116,6 +121,8 @@ class Entry(pydantic.BaseModel):
         """What to make of an engine at this size; empty if there is nothing to say."""
         if way in self.slower:
             return "[!] slower than PyTorch"
+        if way in self.hollow:
+            return "[!] all in float32"
         return "recommended" if way == self.recommended else ""
 
 

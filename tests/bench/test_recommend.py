@@ -91,6 +91,14 @@ def test_what_is_slower_than_pytorch_is_never_chosen() -> None:
     assert verdicts(found) == {FP32: "slower than PyTorch"}
 
 
+def test_an_int8_engine_that_stayed_in_float32_is_never_chosen() -> None:
+    report = measured(**BOTH)
+    (entry,) = report.entries
+    report = report.model_copy(update={"entries": [entry.model_copy(update={"hollow": (INT8,)})]})
+    found = recommend(report, BundleParity(reports=[parity(FP32), parity(INT8)]), Limits(latency_ms=100))
+    assert verdicts(found) == {INT8: "all its layers stayed in float32", FP32: CHOSEN}
+
+
 def test_the_chosen_engine_is_the_one_that_a_bundle_uses(small, tmp_path: Path) -> None:
     before = load_manifest(small.path)
     last = list(before.of_encoder("text"))[-1]

@@ -30,6 +30,11 @@ def test_the_fastest_engine_is_recommended() -> None:
     assert make_entry({FP32: 2.0, INT8: 4.0}).verdict(FP32) == ""
 
 
+def test_an_int8_engine_that_stayed_in_float32_is_not_recommended() -> None:
+    entry = make_entry({FP32: 2.0, INT8: 4.0}).model_copy(update={"hollow": (INT8,)})
+    assert entry.recommended == FP32 and entry.verdict(INT8) == "[!] all in float32"
+
+
 @pytest.mark.parametrize(
     ("speedups", "foreign"),
     [({FP32: 0.8}, 0.0), ({FP32: 1.03}, 0.0), ({FP32: 3.0}, 0.9)],
