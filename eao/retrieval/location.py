@@ -36,7 +36,7 @@ class Location:
         if self.is_milvus:
             from eao.retrieval.milvus_client import Notes, connect
 
-            text = Notes(*connect(self.address)).read(METADATA) if self._may_exist() else None
+            text = Notes(*connect(self.address), self.address).read(METADATA) if self._may_exist() else None
             return None if text is None else parse_metadata(text, f"the note {METADATA} of {self}")
         storage = Storage(self.address)
         name = storage.name(METADATA)
@@ -52,7 +52,7 @@ class Location:
         if self.is_milvus:
             from eao.retrieval.milvus_client import Notes, connect
 
-            Notes(*connect(self.address)).write({METADATA: metadata.model_dump_json()})
+            Notes(*connect(self.address), self.address).write({METADATA: metadata.model_dump_json()})
             return
         storage = Storage(self.address)
         if storage.size(METADATA) is None:

@@ -37,6 +37,7 @@ from eao.retrieval.milvus_client import (
     batches,
     connect,
     count_rows,
+    create_collection,
     index_name,
     is_ready,
     key,
@@ -79,7 +80,7 @@ class MilvusClips:
         self.dim = dim
         self.address = address
         self._client, self._clips = connect(address)
-        self._notes = Notes(self._client, self._clips)
+        self._notes = Notes(self._client, self._clips, address)
         self._writing = threading.Lock()
 
     def __len__(self) -> int:
@@ -264,8 +265,7 @@ class MilvusClips:
             schema.add_field(f"has_{column(encoder)}", DataType.BOOL)
             schema.add_field(column(encoder), DataType.FLOAT_VECTOR, dim=self.dim)
             _add_index(parameters, encoder, "none", self.dim)
-        # "Strong": a search sees what was written before it.
-        self._client.create_collection(self._clips, schema=schema, index_params=parameters, consistency_level="Strong")
+        create_collection(self._client, self.address, self._clips, schema, parameters)
 
     def _entity(self, row: Row) -> dict[str, Any]:
         entity: dict[str, Any] = {"key": key(row.id)} | {name: getattr(row, name) for name in (*_SHOWN, "duration")}

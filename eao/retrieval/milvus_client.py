@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -100,6 +102,32 @@ def is_ready(client: Any, collection: str, fields: Sequence[str]) -> bool:
     return True
 
 
+def create_collection(client: Any, address: str, collection: str, schema: Any, parameters: Any) -> None:
+    """Make a collection in which a search sees what was written before it.
+
+    Args:
+        client: of the server.
+        address: see `connect`.
+        collection: its name.
+        schema, parameters: of the client's making.
+    """
+    from pymilvus import MilvusException
+
+    def create() -> None:
+        client.create_collection(collection, schema=schema, index_params=parameters, consistency_level="Strong")
+
+    try:
+        create()
+    except MilvusException:
+        # Milvus Lite makes a collection's folder before it writes what is in it. Of a process that was killed in
+        # between, a folder is left that is no collection and that none can take the place of.
+        if "://" in address or client.has_collection(collection):
+            raise
+        for folder in Path(address).rglob(collection):
+            shutil.rmtree(folder)
+        create()
+
+
 def count_rows(client: Any, collection: str, condition: str) -> int:
     """How many rows of a collection fulfil a condition."""
     return int(client.query(collection, filter=condition, output_fields=["count(*)"])[0]["count(*)"])
@@ -135,10 +163,12 @@ class Notes:
     Args:
         client: of the server.
         clips: the collection they belong to.
+        address: see `connect`.
     """
 
-    def __init__(self, client: Any, clips: str) -> None:
+    def __init__(self, client: Any, clips: str, address: str) -> None:
         self._client = client
+        self._address = address
         self._collection = f"{clips}_notes"
 
     def read(self, name: str) -> str | None:
@@ -181,6 +211,4 @@ class Notes:
         schema.add_field("nothing", DataType.FLOAT_VECTOR, dim=2)
         parameters = self._client.prepare_index_params()
         parameters.add_index("nothing", index_type="FLAT", index_name=index_name("nothing"), metric_type="COSINE")
-        self._client.create_collection(
-            self._collection, schema=schema, index_params=parameters, consistency_level="Strong"
-        )
+        create_collection(self._client, self._address, self._collection, schema, parameters)

@@ -189,3 +189,14 @@ def test_what_another_process_left_unloaded_and_without_an_index_is_repaired(tmp
         client.drop_index(collection, index_name=f"{field}_idx")
     again = Location(address).open(ENCODERS, DIM)
     assert (len(again), list(again.files()), again.nearest(QUERY, "audio", 5)) == (5, ["/a"], expected)
+
+
+def test_a_folder_that_a_killed_process_left_of_a_collection_is_in_nobodys_way(tmp_path: Path) -> None:
+    address = tmp_path / "clips.db"
+    client, clips = connect(str(address))
+    for collection in (clips, f"{clips}_notes"):
+        (address / "collections" / collection).mkdir(parents=True)
+        assert not client.has_collection(collection)
+    store = Location(str(address)).open(ENCODERS, DIM)
+    store.replace(["/a"], make_rows("/a", range(5)))
+    assert (len(store), list(store.files())) == (5, ["/a"])
