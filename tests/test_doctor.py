@@ -116,11 +116,11 @@ def test_broken_package_shows_its_reason(
 ) -> None:
     (tmp_path / "broken_engine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    check = doctor._package("broken-engine", "engines", "broken_engine", "pip install 'eao[x]'")
+    check = doctor._package("broken-engine", "engines", "broken_engine", "pip install '.[x]'")
     sys.modules.pop("broken_engine", None)
     assert not check.usable
     assert reason in check.detail
-    assert check.remedy == "pip install 'eao[x]'"
+    assert check.remedy == "pip install '.[x]'"
 
 
 def test_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,9 +190,9 @@ def test_json_is_complete(checks: list[Check]) -> None:
 
 
 def test_table_shows_every_check_and_escapes_markup() -> None:
-    text = shown([Check("a", "g", True, "fine"), Check("b", "g", False, "[red]broken", "pip install 'eao[cpu]'")])
+    text = shown([Check("a", "g", True, "fine"), Check("b", "g", False, "[red]broken", "pip install '.[cpu]'")])
     assert "[red]broken" in text
-    assert "pip install 'eao[cpu]'" in text
+    assert "pip install '.[cpu]'" in text
     assert text.count("g\n") <= 1
 
 

@@ -50,7 +50,7 @@ def test_normalise_maps_bytes_as_in_training() -> None:
 
 def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efficientnet, "WEIGHTS_PACKAGE", "no_such_package_here")
-    with pytest.raises(MissingDependencyError, match=r"eao\[demo\]"):
+    with pytest.raises(MissingDependencyError, match=r"'\.\[demo\]"):
         load_efficientnet_lite0()
 
 

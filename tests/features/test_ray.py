@@ -133,7 +133,7 @@ def test_a_block_whose_actors_die_again_and_again_is_given_up(
 
 def test_a_missing_package_is_named(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(MissingDependencyError, match=r"eao\[ray\]"):
+    with pytest.raises(MissingDependencyError, match=r"'\.\[ray\]"):
         extract_folder([videos], tmp_path, CONFIG, ray="")
 
 

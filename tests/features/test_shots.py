@@ -57,5 +57,5 @@ def test_sound_and_length_come_through(tmp_path: Path, write_clip: Callable[...,
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "scenedetect", None)
-    with pytest.raises(MissingDependencyError, match=r"eao\[shots\]"):
+    with pytest.raises(MissingDependencyError, match=r"'\.\[shots\]"):
         ShotFinder(1.0)

@@ -357,7 +357,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, backen
     ):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, backend, None)
-    with pytest.raises(MissingDependencyError, match=rf"needs the package {backend}(.|\n)*eao\[{backend}\]"):
+    with pytest.raises(MissingDependencyError, match=rf"needs the package {backend}(.|\n)*'\.\[{backend}\]"):
         start(backend, tmp_path)
 
 

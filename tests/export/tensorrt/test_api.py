@@ -189,7 +189,7 @@ def test_the_installed_package_is_loaded_with_its_version() -> None:
 def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delitem(api.sys.modules, "tensorrt", raising=False)
-    with pytest.raises(MissingDependencyError, match=r"tensorrt.*\n.*eao\[trt\]"):
+    with pytest.raises(MissingDependencyError, match=r"tensorrt.*\n.*'\.\[trt\]"):
         api.load_tensorrt("tensorrt")
 
 

@@ -90,7 +90,7 @@ def test_without_a_device_the_real_library_says_so() -> None:
 def test_neither_package_is_an_error_that_names_the_better_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "pycuda", "pycuda.driver"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingDependencyError, match=r"cuda-python.*\n.*eao\[trt\]"):
+    with pytest.raises(MissingDependencyError, match=r"cuda-python.*\n.*'\.\[trt\]"):
         open_cuda()
 
 
