@@ -1,7 +1,7 @@
 """Feature networks at their real size, of random weights, as engines.
 
-Residual networks are left to `test_backbones`, which has small ones: the real ones, which take minutes, are no more than
-the same layers more often.
+Residual networks are left to `test_backbones`, which has small ones: the real ones take minutes and are no more than
+the same layers, more often.
 """
 
 from __future__ import annotations
