@@ -92,7 +92,7 @@ def test_a_client_that_goes_away_leaves_its_place_to_others(start: Start) -> Non
     with words[0] as first, words[1] as second:
         for connection, rest in (first, second):
             connection.sendall(rest)
-        own.wait_for_metric("eao_queue_depth", 1)  # one waits, since a batch gathers with the other
+        own.wait_for_metric("eao_queue_depth", 2)
     own.wait_for_metric('eao_inside{kind="uploads"', 0)
     with half_sent(own, b"x"):
         own.wait_for_metric('eao_inside{kind="uploads"', 1)
