@@ -33,6 +33,14 @@ def batcher(compute: Doubling, size: int = 4, delay: float = 0.02, capacity: int
     return Batcher(compute, size, delay, capacity)
 
 
+async def busy(batches: Batcher[int, int], compute: Doubling) -> asyncio.Task[list[int]]:
+    """A request of 0 that is being computed."""
+    first = asyncio.create_task(batches.submit([0]))
+    while not compute.begun.is_set():
+        await asyncio.sleep(0.001)
+    return first
+
+
 def test_requests_at_one_moment_share_batches_and_get_their_own_results() -> None:
     compute = Doubling()
 
@@ -80,9 +88,7 @@ def test_beyond_its_capacity_requests_are_refused_at_once() -> None:
 
     async def run() -> list[object]:
         async with batcher(compute, size=1, delay=0, capacity=2) as batches:
-            first = asyncio.create_task(batches.submit([0]))
-            while not compute.begun.is_set():
-                await asyncio.sleep(0.001)
+            first = await busy(batches, compute)
             waiting = [asyncio.create_task(batches.submit([i])) for i in (1, 2)]
             await asyncio.sleep(0.01)
             with pytest.raises(Overloaded, match="2 requests wait") as refused:
@@ -100,9 +106,7 @@ def test_requests_that_are_given_up_leave_their_places_to_others() -> None:
 
     async def run() -> list[int]:
         async with batcher(compute, size=1, delay=0, capacity=2) as batches:
-            first = asyncio.create_task(batches.submit([0]))
-            while not compute.begun.is_set():
-                await asyncio.sleep(0.001)
+            first = await busy(batches, compute)
             given_up = [asyncio.create_task(batches.submit([number])) for number in (1, 2)]
             while batches.waiting < 2:
                 await asyncio.sleep(0.001)
@@ -126,8 +130,7 @@ def test_a_request_that_is_given_up_is_not_computed() -> None:
 
     async def run() -> None:
         async with batcher(compute, size=1, delay=0) as batches:
-            first = asyncio.create_task(batches.submit([0]))
-            await asyncio.sleep(0.05)
+            first = await busy(batches, compute)
             given_up = asyncio.create_task(batches.submit([1]))
             await asyncio.sleep(0.01)
             given_up.cancel()
@@ -145,9 +148,7 @@ def test_requests_that_are_given_up_take_no_room_in_a_batch() -> None:
 
     async def run() -> None:
         async with batcher(compute, size=2, delay=0) as batches:
-            first = asyncio.create_task(batches.submit([0]))
-            while not compute.begun.is_set():
-                await asyncio.sleep(0.001)
+            first = await busy(batches, compute)
             given_up = [asyncio.create_task(batches.submit([number])) for number in (1, 2, 3)]
             kept = [asyncio.create_task(batches.submit([number])) for number in (4, 5)]
             while batches.waiting < 5:
