@@ -151,7 +151,7 @@ def bench_bundle(
     longest = {TEXT_TOKENS: text_tokens, VIDEO_TOKENS: video_tokens, SPECTROGRAM_FRAMES: audio_frames}
     if min(longest.values()) < 1:
         raise ConfigError("the sizes of the longest clip must be at least 1")
-    chosen = _choose(bundle, model, encoders)
+    chosen = bundle_encoders(bundle, model, encoders)
     wanted, skipped = choose_engines(bundle, chosen, engines, precisions)
     say = progress or (lambda line: None)
     hardware = describe_hardware()
@@ -209,6 +209,25 @@ def bench_bundle(
         engines=facts,
         skipped=skipped,
     )
+
+
+def bundle_encoders(bundle: Bundle, model: Model | None, encoders: str | Sequence[str]) -> tuple[str, ...]:
+    """The encoders of a bundle that a user named, or all of them.
+
+    Raises:
+        ConfigError: the bundle has no such encoder.
+        ExportError: the model has none.
+    """
+    names = [n.strip() for n in encoders.split(",")] if isinstance(encoders, str) else list(encoders)
+    chosen = bundle.encoders if names == ["all"] else tuple(names)
+    for name in chosen:
+        if name not in bundle.encoders:
+            raise ConfigError(
+                f"the bundle {bundle.path} has no encoder {name!r}", f"it has {', '.join(bundle.encoders)}"
+            )
+    if model is not None:
+        choose_encoders(model, chosen)
+    return chosen
 
 
 def choose_engines(
@@ -311,19 +330,6 @@ def _copies(session: Session, feeds: Mapping[str, NDArray]) -> Copies | None:
         compute_ms=statistics.median(compute),
         download_ms=statistics.median(download),
     )
-
-
-def _choose(bundle: Bundle, model: Model | None, encoders: str | Sequence[str]) -> tuple[str, ...]:
-    names = [n.strip() for n in encoders.split(",")] if isinstance(encoders, str) else list(encoders)
-    chosen = bundle.encoders if names == ["all"] else tuple(names)
-    for name in chosen:
-        if name not in bundle.encoders:
-            raise ConfigError(
-                f"the bundle {bundle.path} has no encoder {name!r}", f"it has {', '.join(bundle.encoders)}"
-            )
-    if model is not None:
-        choose_encoders(model, chosen)
-    return chosen
 
 
 class _Verifier:

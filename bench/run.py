@@ -13,7 +13,7 @@ from rich.markdown import Markdown
 from eao.backend import TorchBackend
 from eao.bench.changes import compare_reports
 from eao.bench.docs import update_section
-from eao.bench.matrix import Options, Remote, bench_bundle, choose_engines
+from eao.bench.matrix import Options, Remote, bench_bundle, bundle_encoders, choose_engines
 from eao.bench.recommend import Limits, describe, recommend_engines
 from eao.bench.report import BenchReport
 from eao.console import err, out, print_table
@@ -139,7 +139,7 @@ def run_benchmark(
         require_matplotlib()
     torch_model = _its_model(engines, model)
     servers = _its_server(engines, server)
-    chosen = list(engines.encoders if not encoders or list(encoders) == ["all"] else encoders)
+    chosen = bundle_encoders(bundle, None, encoders or "all")
     if dry_run:
         return _describe(bundle, engines.source, chosen, runtimes, precisions, options, quiet)
     data = engines.config.data
