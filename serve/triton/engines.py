@@ -234,7 +234,12 @@ def _samples(choice: Choice) -> dict[str, np.ndarray]:
 
 
 def _no_engine(manifest: Manifest, encoder: str, target: str, engine: str | None, precision: str | None) -> str:
-    held = ", ".join(f"{e.engine} {e.precision}" for e in manifest.of_encoder(encoder))
+    entries = manifest.of_encoder(encoder)
+    reasons = [unproven(entry) if target == "cpu" else None for entry in entries]
+    held = ", ".join(
+        f"{e.engine} {e.precision}{f' ({reason})' if reason else ''}"
+        for e, reason in zip(entries, reasons, strict=True)
+    )
     asked = " ".join(name for name in (engine, precision) if name)
     return f"the bundle has no {f'{asked} ' if asked else ''}engine of {encoder} for --target {target}; it has {held}"
 

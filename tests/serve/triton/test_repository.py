@@ -12,7 +12,9 @@ import yaml
 
 from eao.errors import ExportError, ServingError
 from eao.export.manifest import FileEntry, Manifest, ProfileEntry, load_manifest
+from eao.export.runtime import Bundle
 from eao.serve.triton.check import check_repository
+from eao.serve.triton.engines import choose_engines
 from eao.serve.triton.repository import write_repository
 from eao.serve.triton.schema import messages, read_config
 
@@ -135,6 +137,20 @@ def test_an_engine_that_the_target_cannot_run_is_refused(plan_bundle: Path, tmp_
     with pytest.raises(ServingError, match="no encoder 'smell'"):
         write_repository(plan_bundle, tmp_path / "out", encoders=["smell"])
     assert not (tmp_path / "out").exists()
+
+
+def test_int8_whose_sums_would_overflow_is_refused_with_the_reason(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eao.probes.has_exact_int8", lambda: False)
+    manifest = load_manifest(bundle)
+    (entry,) = manifest.of_encoder("video")
+    assert entry.parity is not None
+    parity = entry.parity.model_copy(update={"exact_int8": True})
+    moved = entry.model_copy(update={"engine": "openvino", "precision": "int8", "parity": parity})
+    manifest = manifest.model_copy(update={"engines": {moved.key: moved}})
+    with pytest.raises(ServingError, match=r"it has openvino int8 \(its parity was measured on a CPU with VNNI"):
+        choose_engines(manifest, Bundle(bundle).config, "cpu", encoders=["video"])
 
 
 def test_a_changed_engine_is_refused_and_nothing_is_written(bundle: Path, tmp_path: Path) -> None:
