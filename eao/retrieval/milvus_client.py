@@ -123,7 +123,7 @@ def create_collection(client: Any, address: str, collection: str, schema: Any, p
         # between, a folder is left that is no collection and that none can take the place of.
         if "://" in address or client.has_collection(collection):
             raise
-        for folder in Path(address).rglob(collection):
+        for folder in list(Path(address).rglob(collection)):
             shutil.rmtree(folder)
         create()
 

@@ -245,6 +245,22 @@ def test_features_give_the_same_index_without_decoding(tmp_path: Path, clips: Pa
     assert index.add(files).skipped == 2
 
 
+def test_features_of_a_file_that_was_replaced_since_do_not_pass_for_those_of_the_new_one(
+    tmp_path: Path, folder: Path, embedder: Embedder
+) -> None:
+    from eao.features.extract import extract_folder
+
+    features, config = tmp_path / "features", embedder.config.features
+    extract_folder([folder], features, config)
+    shutil.copy2(folder / "it's green.mp4", folder / "red.mp4")
+    index = Index(tmp_path / "index", embedder)
+    assert index.add_features(features).indexed == 2  # of the old file
+    assert extract_folder([folder], features, config).extracted == ["red"]
+    assert index.add_features(features).indexed == 1
+    same = {hit.file: hit.score for hit in index.search("tone", encoder="video")}
+    assert len(same) == 2 and len(set(same.values())) == 1
+
+
 def test_features_of_another_kind_are_refused(tmp_path: Path, built: Index) -> None:
     with pytest.raises(DataError, match="holds no features"):
         built.add_features(tmp_path)
