@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 KEY := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 RUN := $(VENV)/.eao-run-$(KEY)
@@ -23,8 +24,9 @@ help:  ## list the targets
 demo: $(RUN)  ## the whole chain on a small real data set; QUICK=1 for a short one, ARGS="--stamps DIR" for more
 	$(BIN)/eao demo $(if $(QUICK),--quick) $(ARGS)
 
-test: $(DEV)  ## all tests; ARGS="tests/model -k audio" for some
-	$(BIN)/python -m pytest $(ARGS)
+# A file's tests stay in one process, and the files in their order: the longest are not the last.
+test: $(DEV)  ## all tests; ARGS="tests/model -k audio" for some, JOBS=0 for one process
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint types words  ## format, lint, types, import layers, spelling, links
 

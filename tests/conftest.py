@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Set before any test imports torch, so that it costs the tests without torch nothing.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:  # processes side by side share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Without a GPU, Triton's kernels run in its interpreter, which has to be chosen before anything imports triton.
@@ -40,6 +42,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+REPORTED = "search page"
+"""What a test records by `record_property` under this name is shown at the end of pytest's output."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = terminalreporter.getreports("passed")
+    lines = [value for report in reports for name, value in report.user_properties if name == REPORTED]
+    if lines:
+        terminalreporter.section(REPORTED)
+    for line in lines:
+        terminalreporter.line(str(line))
 
 
 @pytest.fixture(autouse=True)

@@ -26,17 +26,6 @@ CLIPS: dict[str, tuple[float, tuple[int, int, int], float | None]] = {
     "night/white.mp4": (1.6, (250, 250, 250), 330),
     "long.mp4": (6.0, (240, 130, 20), 550),
 }
-REPORTED = "search page"
-"""What a test records by `record_property` under this name is shown at the end of pytest's output."""
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = terminalreporter.getreports("passed")
-    lines = [value for report in reports for name, value in report.user_properties if name == REPORTED]
-    if lines:
-        terminalreporter.section(REPORTED)
-    for line in lines:
-        terminalreporter.line(str(line))
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from typing import Any
 
 from eao.retrieval.index import Index
 
+from ...conftest import REPORTED
 from .browsing import time_searches
-from .conftest import REPORTED
 
 SENTENCES = ("red dog", "blue", "cat runs", "blue cat")
 
