@@ -48,6 +48,42 @@ def test_rows_of_any_batch_and_size(tmp_path: Path, name: str) -> None:
         np.testing.assert_allclose(run(frames), frames.mean((1, 2)), rtol=1e-5)
 
 
+def write_quantized(path: Path) -> Path:
+    """A graph that multiplies 64 numbers by int8 weights, all 127, and keeps the sums in 8 bits."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    constants = {
+        "one": np.float32(1),
+        "step": np.float32(64 * 127),
+        "unsigned": np.uint8(0),
+        "signed": np.int8(0),
+        "weights": np.full((64, 3), 127, np.int8),
+    }
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["float"], to=kinds.FLOAT),
+        helper.make_node("QuantizeLinear", ["float", "one", "unsigned"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "unsigned"], ["left"]),
+        helper.make_node("DequantizeLinear", ["weights", "one", "signed"], ["right"]),
+        helper.make_node("MatMul", ["left", "right"], ["sums"]),
+        helper.make_node("QuantizeLinear", ["sums", "step", "unsigned"], ["kept"]),
+        helper.make_node("DequantizeLinear", ["kept", "step", "unsigned"], ["output"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "quantized",
+        [helper.make_tensor_value_info("frames", kinds.UINT8, ["batch", 64])],
+        [helper.make_tensor_value_info("output", kinds.FLOAT, ["batch", 3])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def test_sums_of_int8_are_exact_on_every_cpu(tmp_path: Path) -> None:
+    """Two products of the greatest numbers exceed 16 bits, in which CPUs without VNNI would add them up."""
+    run = open_engine(write_quantized(tmp_path / "x.onnx"), (64,), 3)
+    np.testing.assert_array_equal(run(np.full((4, 64), 255, np.uint8)), np.float32(64 * 255 * 127))
+
+
 @pytest.mark.parametrize("name", ["x.onnx", "x.xml"])
 def test_threads_share_an_engine(tmp_path: Path, name: str) -> None:
     path = (write_openvino if name == "x.xml" else write_mean)(tmp_path / name)
