@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from eao.features import spectrogram
 from eao.features.spectrogram import log_mel, window_and_basis
@@ -70,3 +71,13 @@ def test_blocks_leave_no_seams(monkeypatch: pytest.MonkeyPatch, samples: int) ->
     monkeypatch.setattr(spectrogram, "_BLOCK", 7)
     # A matrix product of other shape sums in another order.
     np.testing.assert_allclose(log_mel(signal), whole, atol=1e-4)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    samples = np.random.default_rng(0).normal(size=160_000).astype(np.float32)
+    found = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads):
+            found.append(log_mel(samples))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
