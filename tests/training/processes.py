@@ -39,6 +39,8 @@ def context() -> ForkServerContext:
     forks = multiprocessing.get_context("forkserver")
     lazy = ["gensim.models", "matplotlib.figure", "torch._dynamo"]
     forks.set_forkserver_preload(["eao.cli", "eao.training.run", *lazy])
+    # One that other tests have started holds other imports, and a process has only one.
+    forkserver._forkserver._stop()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         forkserver.ensure_running()
