@@ -25,6 +25,12 @@ def triton(
     engine: Annotated[str | None, typer.Option(help="Of the bundle, use onnx, openvino or trt only.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of the bundle, use engines of this precision only.")] = None,
     encoder: Annotated[list[str] | None, typer.Option(help="text, video-audio, ...; default: all.")] = None,
+    instances: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Of each network; default: one on a CPU, two per GPU. More memory, fewer waits."
+        ),
+    ] = None,
     up: Annotated[
         bool, typer.Option("--up", help="Start the real server on it, on this machine only, until Ctrl-C.")
     ] = False,
@@ -43,7 +49,7 @@ def triton(
     if bundle is not None:
         from eao.serve.triton.repository import write_repository
 
-        written = write_repository(bundle, output, target, engine, precision, split_names(encoder))
+        written = write_repository(bundle, output, target, engine, precision, split_names(encoder), instances)
         if as_json:
             print_json(asdict(written))
         else:

@@ -53,6 +53,7 @@ def write_repository(
     engine: str | None = None,
     precision: str | None = None,
     encoders: Sequence[str] = (),
+    instances: int | None = None,
 ) -> Repository:
     """Write a model repository: a model per encoder, and an ensemble from raw inputs to its embedding.
 
@@ -66,6 +67,7 @@ def write_repository(
         engine: of the bundle, use this runtime only.
         precision: of the bundle, use engines of this precision only.
         encoders: by default all.
+        instances: of each network; by default one on a CPU, two per GPU.
 
     Raises:
         ExportError: no bundle, or a damaged one.
@@ -94,6 +96,8 @@ def write_repository(
         configs += [made for part in prepared.values() for made in part.configs]
         for choice in choices:
             configs.append(ensemble(choice, prepared, manifest.embedding_dim))
+        if instances is not None:
+            schema.repeat(configs, instances)
         for made in configs:
             if made.platform == "ensemble":  # its version is empty, which object stores would not keep
                 (folder / made.name / schema.VERSION).mkdir(parents=True)

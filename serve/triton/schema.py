@@ -117,6 +117,14 @@ def place(config: Any, target: Target, profiles: int = 0, priority: int = 1) -> 
     group.rate_limiter.priority = priority
 
 
+def repeat(configs: Iterable[Any], instances: int) -> None:
+    """Set the number of instances of what `place` has placed."""
+    for config in configs:
+        for group in config.instance_group:
+            if group.rate_limiter.resources:
+                group.count = instances
+
+
 def place_on_cpu(config: Any, count: int = 1) -> None:
     """Run a model that prepares inputs on the CPU, whatever the target, and as often as it likes."""
     group = config.instance_group.add(count=count)

@@ -29,11 +29,13 @@ def eao(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_repository_is_written_and_described(bundle: Path, tmp_path: Path) -> None:
-    done = eao("--bundle", str(bundle), "--out", "triton", "--encoder", "text,video", "--json", cwd=tmp_path)
+    chosen = ("--encoder", "text,video", "--instances", "2")
+    done = eao("--bundle", str(bundle), "--out", "triton", *chosen, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     written = json.loads(done.stdout)
     assert written["engines"] == {"text": "onnxruntime fp32", "video": "onnxruntime fp32"}
     assert (tmp_path / "triton" / "embed-text" / "config.pbtxt").is_file()
+    assert "count: 2" in (tmp_path / "triton" / "video" / "config.pbtxt").read_text()
 
 
 @pytest.mark.parametrize(

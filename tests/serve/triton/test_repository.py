@@ -55,6 +55,14 @@ def test_the_model_of_an_encoder(written: Path, bundle: Path) -> None:
     assert yaml.safe_load(parameters["config"])["model"]["video_dim"] == 98
 
 
+def test_there_are_as_many_networks_as_asked_for_and_one_runs_at_a_time(bundle: Path, tmp_path: Path) -> None:
+    write_repository(bundle, tmp_path / "out", encoders=["text"], instances=2)
+    (group,) = read_config(tmp_path / "out" / "text").instance_group
+    assert group.count == 2
+    assert [(r.name, r.count) for r in group.rate_limiter.resources] == [("engine", 1)]
+    assert read_config(tmp_path / "out" / "prepare-text").instance_group[0].count == 1
+
+
 def test_sentences_go_before_clips(written: Path) -> None:
     def priority(encoder: str) -> int:
         return int(read_config(written / encoder).instance_group[0].rate_limiter.priority)
