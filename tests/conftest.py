@@ -1,4 +1,4 @@
-"""What every test gets: two threads for torch, fixed seeds, and gpu tests skipped where there is no CUDA device."""
+"""What every test gets: torch on two threads at most, fixed seeds, and gpu tests skipped without a CUDA device."""
 
 from __future__ import annotations
 

@@ -46,6 +46,10 @@ def triton(
     """
     if bundle is None and not up:
         raise typer.BadParameter("give --bundle to write a repository, or --up to serve the one in --out")
+    if bundle is None and (engine or precision or encoder or instances):
+        raise typer.BadParameter(
+            "--engine, --precision, --encoder and --instances are for writing a repository: give --bundle too"
+        )
     if bundle is not None:
         from eao.serve.triton.repository import write_repository
 
@@ -69,12 +73,13 @@ def _serve(repository: Path, http: int, grpc: int, metrics: int) -> None:
     check_repository(repository)
     signal.signal(signal.SIGTERM, _interrupt)
     with contextlib.suppress(KeyboardInterrupt), running(repository, Ports(http, grpc, metrics)) as server:
-        out.print(f"HTTP     http://{server.http}", highlight=False)
-        out.print(f"gRPC     {server.grpc}", highlight=False)
-        out.print(f"metrics  http://{server.metrics}/metrics", highlight=False)
-        out.print(f"Triton Inference Server is ready (process {server.pid}); Ctrl-C stops it", highlight=False)
+        # Not by rich, which prints once more what a signal meets while it is printed.
+        typer.echo(f"HTTP     http://{server.http}")
+        typer.echo(f"gRPC     {server.grpc}")
+        typer.echo(f"metrics  http://{server.metrics}/metrics")
+        typer.echo(f"Triton Inference Server is ready (process {server.pid}); Ctrl-C stops it")
         server.wait()
-    out.print("stopped")
+    typer.echo("stopped")
 
 
 def _interrupt(number: int, frame: object) -> None:
