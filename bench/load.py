@@ -32,6 +32,8 @@ from eao.export.runtime import Bundle
 
 CLIENTS = (1, 8, 32)
 ENCODERS = ("text", "video-audio")
+INSTANCES = (1, 2)
+"""Of each network in Triton: with one, its batcher leaves requests in the queue now and then."""
 TRITON_GRPC, TRITON_HTTP, SERVICE = "Triton, gRPC", "Triton, HTTP", "eao serve"
 BUNDLE, INDEX = Path("runs/demo/bundle"), "runs/demo/index"
 _SUBJECTS = ("dog", "cat", "bird", "train", "car", "flower", "apple", "drum", "fish", "tree", "horse", "boat")
@@ -98,9 +100,10 @@ class LoadReport(pydantic.BaseModel):
         lines = [
             f"Every client sends its next request when the last one is answered; servers and clients share the "
             f"{self.hardware.cores} cores. Triton Inference Server with the repository that `eao serve triton` writes "
-            f"({engines}): one sentence as tokens, or one clip of the longest length, a request. `eao serve` over an "
-            f"index of {self.clips:,} clips: a sentence that was not asked before, 20 hits. Batch: rows embedded at "
-            "once, on average, by the server's own statistics. Memory: of all of a server's processes, shared pages "
+            f"({engines}), with one instance of each network or with `--instances 2`: one sentence as tokens, or one "
+            f"clip of the longest length, a request. `eao serve` over an index of {self.clips:,} clips: a sentence "
+            "that was not asked before, 20 hits. Batch: rows embedded at once, on average, by the server's own "
+            "statistics. Memory: of all of a server's processes, shared pages "
             "counted once.",
             "",
             "| server | request | clients | requests/s | p50 ms | p99 ms | errors | batch | memory MB |",
@@ -138,7 +141,7 @@ def run(
     clients: Sequence[int] = CLIENTS,
     encoders: Sequence[str] = ENCODERS,
 ) -> LoadReport:
-    """Start both servers, one after the other, and ask.
+    """Start the servers, one after the other, and ask.
 
     Args:
         bundle: of engines.
@@ -160,9 +163,9 @@ def run(
     engines = {encoder: f"{e.engine} {e.precision}" for encoder in asked if (e := opened.entry(encoder))}
     rows: list[LoadRow] = []
     with foreign_load() as others, tempfile.TemporaryDirectory(prefix="eao-bench-") as folder:
-        with triton_server(bundle, Path(folder) / "repository") as triton:
-            for encoder in asked:
-                for way in triton_ways(opened, encoder, triton):
+        for instances in INSTANCES:
+            with triton_server(bundle, Path(folder) / str(instances), instances) as triton:
+                for way in (way for encoder in asked for way in triton_ways(opened, encoder, triton)):
                     rows += [measure(way, count, seconds, triton.pid) for count in clients]
         with service(bundle, index) as (pid, port):
             clips = fetch_json(port, "/health")["clips"]
@@ -200,6 +203,7 @@ class Triton(NamedTuple):
     http_port: int
     grpc_port: int
     version: str
+    instances: int
 
 
 def measure(way: Way, clients: int, seconds: float, pid: int) -> LoadRow:
@@ -220,15 +224,16 @@ def measure(way: Way, clients: int, seconds: float, pid: int) -> LoadRow:
 
 
 @contextmanager
-def triton_server(bundle: str | Path, repository: Path) -> Iterator[Triton]:
+def triton_server(bundle: str | Path, repository: Path, instances: int) -> Iterator[Triton]:
     """Triton Inference Server with the models of a bundle, on loopback and ports of its own."""
     http_port, grpc_port = free_ports(2)
     command = [sys.executable, "-m", "eao", "serve", "triton", "--bundle", str(bundle), "--out", str(repository)]
-    command += ["--up", "--http-port", str(http_port), "--grpc-port", str(grpc_port), "--metrics-port", "0"]
+    command += ["--instances", str(instances), "--up", "--metrics-port", "0"]
+    command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
     with running(command, http_port, "/v2/health/ready", seconds=600) as pid:
         # The command only waits for the server, which is its child.
         (server,) = [each for each in descendants(pid) if process_name(each) == "tritonserver"]
-        yield Triton(server, http_port, grpc_port, fetch_json(http_port, "/v2")["version"])
+        yield Triton(server, http_port, grpc_port, fetch_json(http_port, "/v2")["version"], instances)
 
 
 def triton_ways(bundle: Bundle, encoder: str, triton: Triton) -> list[Way]:
@@ -246,9 +251,10 @@ def triton_ways(bundle: Bundle, encoder: str, triton: Triton) -> list[Way]:
         stats = fetch_json(triton.http_port, f"/v2/models/{encoder}/stats")["model_stats"][0]
         return stats["inference_count"], stats["execution_count"]
 
+    suffix = f", {triton.instances} instances" if triton.instances > 1 else ""
     return [
-        Way(TRITON_GRPC, encoder, triton_grpc_clients(triton.grpc_port, encoder, feeds), batches),
-        Way(TRITON_HTTP, encoder, triton_http_clients(triton.http_port, encoder, feeds), batches),
+        Way(TRITON_GRPC + suffix, encoder, triton_grpc_clients(triton.grpc_port, encoder, feeds), batches),
+        Way(TRITON_HTTP + suffix, encoder, triton_http_clients(triton.http_port, encoder, feeds), batches),
     ]
 
 

@@ -71,6 +71,10 @@ def test_both_servers_are_started_asked_and_stopped(
             (load.TRITON_HTTP, "text"),
             (load.TRITON_GRPC, "video-audio"),
             (load.TRITON_HTTP, "video-audio"),
+            (f"{load.TRITON_GRPC}, 2 instances", "text"),
+            (f"{load.TRITON_HTTP}, 2 instances", "text"),
+            (f"{load.TRITON_GRPC}, 2 instances", "video-audio"),
+            (f"{load.TRITON_HTTP}, 2 instances", "video-audio"),
             (load.SERVICE, "GET /search"),
             (load.SERVICE, "POST /embed"),
         )
