@@ -55,21 +55,30 @@ class Site:
     def post(self, path: str, **options: Any) -> httpx.Response:
         return self.client.post(path, **options)
 
-    def lines(self) -> list[dict[str, Any]]:
-        """What it logged."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+    def lines(self, **fields: object) -> list[dict[str, Any]]:
+        """What it logged, or the lines of it with such fields. A line that is being written is none yet."""
+        text = self.log.read_text()
+        try:
+            found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        except ValueError:
+            raise AssertionError(f"the service logs what is no JSON:\n{text}") from None
+        return [line for line in found if line.items() >= fields.items()]
+
+    def wait_for_lines(self, count: int, **fields: object) -> list[dict[str, Any]]:
+        """The first lines of its log with such fields, once there are so many: a request's comes after its answer."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            ended = self.process.poll() is not None
+            if len(found := self.lines(**fields)) >= count:
+                return found
+            if ended:
+                break
+            time.sleep(0.05)
+        raise AssertionError(f"not {count} lines of {fields} in the log of the service:\n{self.log.read_text()}")
 
     def wait_for(self, event: str) -> dict[str, Any]:
         """The first line of its log with an event."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            for line in self.log.read_text().splitlines():
-                if f'"event": "{event}"' in line:
-                    return json.loads(line)
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.05)
-        raise AssertionError(f"no {event!r} in the log of the service:\n{self.log.read_text()}")
+        return self.wait_for_lines(1, event=event)[0]
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels; `name` may choose some of them by `name{label="value"`."""

@@ -270,7 +270,7 @@ def test_other_methods_are_refused(site: Site) -> None:
 def test_each_request_is_one_line_in_the_log(site: Site) -> None:
     secret = "Bearer not-to-be-seen"
     site.get("/search", params={"q": "red " + "x" * 200}, headers={"X-Request-ID": "mine-1", "Authorization": secret})
-    (line,) = [line for line in site.lines() if line.get("id") == "mine-1"]
+    (line,) = site.wait_for_lines(1, id="mine-1")
     assert (line["event"], line["route"], line["method"], line["status"]) == ("request", "/search", "GET", 200)
     assert line["ms"] > 0 and len(line["q"]) == 64
     assert "not-to-be-seen" not in site.log.read_text()

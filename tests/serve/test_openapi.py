@@ -79,4 +79,4 @@ def test_every_route_is_described(site: Site) -> None:
 
 def test_the_service_is_well_after_all_that(site: Site) -> None:
     assert site.get("/search", params={"q": "red"}).status_code == 200
-    assert not [line for line in site.lines() if line["event"] == "a request failed"]
+    assert not site.lines(event="a request failed")

@@ -97,7 +97,7 @@ def test_a_client_that_goes_away_leaves_its_place_to_others(start: Start) -> Non
     with half_sent(own, b"x"):
         own.wait_for_metric('eao_inside{kind="uploads"', 1)
     own.wait_for_metric('eao_inside{kind="uploads"', 0)
-    lines = [line for line in own.lines() if line.get("route") == "/search"]
+    lines = own.wait_for_lines(3, route="/search")
     assert [line["status"] for line in lines] == [499] * 3
     assert own.metric('eao_requests_total{method="POST",route="/search",status="499"') == 3
     assert "a request failed" not in own.log.read_text()
@@ -200,7 +200,7 @@ def test_it_ends_though_a_client_never_does(start: Start) -> None:
         own.wait_for_metric('eao_inside{kind="uploads"', 1)
         own.process.send_signal(signal.SIGTERM)
         assert own.process.wait(timeout=PATIENCE) == 0
-    assert [line["level"] for line in own.lines() if line["event"] == "not all requests were finished in time"]
+    assert own.lines(event="not all requests were finished in time")
 
 
 def test_a_restart_loses_nothing(start: Start) -> None:

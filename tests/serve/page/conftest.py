@@ -95,9 +95,10 @@ def page(open_page: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def found(open_page: Callable[..., Any]) -> Any:
-    """The page with the results of "red dog"."""
+    """The page with the results of "red dog", and with what the index can be filtered by."""
     page = open_page("?q=red+dog")
     page.wait_for_selector(".card")
+    page.wait_for_selector("#balance")
     return page
 
 
