@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -36,6 +37,7 @@ INSTANCES = (1, 2)
 """Of each network in Triton: with one, its batcher leaves requests in the queue now and then."""
 TRITON_GRPC, TRITON_HTTP, SERVICE = "Triton, gRPC", "Triton, HTTP", "eao serve"
 BUNDLE, INDEX = Path("runs/demo/bundle"), "runs/demo/index"
+_PAUSE, _PATIENCE = 0.2, 50
 _SUBJECTS = ("dog", "cat", "bird", "train", "car", "flower", "apple", "drum", "fish", "tree", "horse", "boat")
 _COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "grey")
 _MOTIONS = ("moves left", "moves right", "turns", "grows", "falls", "rises", "jumps", "stands still")
@@ -209,9 +211,9 @@ class Triton(NamedTuple):
 def measure(way: Way, clients: int, seconds: float, pid: int) -> LoadRow:
     """Ask for a while, after a fifth of the time to warm up."""
     ask_in_loops(way.open_client, clients, seconds / 5)
-    rows, batches = way.batches()
+    rows, batches = _settled(way.batches)
     traffic = ask_in_loops(way.open_client, clients, seconds)
-    rows_then, batches_then = way.batches()
+    rows_then, batches_then = _settled(way.batches)
     batch = (rows_then - rows) / (batches_then - batches) if batches_then > batches else None
     return LoadRow(
         server=way.server,
@@ -221,6 +223,17 @@ def measure(way: Way, clients: int, seconds: float, pid: int) -> LoadRow:
         batch=batch,
         memory_mb=memory_bytes(pid) / 1e6,
     )
+
+
+def _settled(read: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    # Servers count after they have answered, rows and batches one after the other.
+    found = read()
+    for _ in range(_PATIENCE):
+        time.sleep(_PAUSE)
+        before, found = found, read()
+        if found == before:
+            break
+    return found
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One small bundle for all tests: exporting takes seconds."""
+"""One small bundle for all tests, since exporting takes seconds, and a clock that the machine does not disturb."""
 
 from __future__ import annotations
 
@@ -8,12 +8,35 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from eao.bench import arrivals, latency
 from eao.config import Config, ModelConfig
 from eao.export.build import Options, Request
 from eao.export.bundle import write_bundle
 from eao.export.encoders import Model
 from eao.export.engines import unusable
 from eao.model import build_model
+
+
+class Clock:
+    """A time that passes in its `sleep` alone, whatever else the machine does."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What the measurements of calls read and wait by."""
+    clock = Clock()
+    for module in (arrivals, latency):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 class Small(NamedTuple):

@@ -1,33 +1,32 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from eao.bench.arrivals import measure_arrivals, parse_milliseconds, parse_rate
 from eao.errors import ConfigError
 
+from .conftest import Clock
 
-def test_latency_includes_the_wait_in_the_queue() -> None:
+
+def test_latency_includes_the_wait_in_the_queue(clock: Clock) -> None:
     # About ten requests, one every 10 ms, of 20 ms each: the eighth waits for some 80 ms.
-    found = measure_arrivals(lambda: time.sleep(0.02), rate=100, seconds=0.1)
+    found = measure_arrivals(lambda: clock.sleep(0.02), rate=100, seconds=0.1)
     assert found.requests >= 5
-    assert found.latency.min_ms >= 20
+    assert found.latency.min_ms == pytest.approx(20)
     assert found.latency.p99_ms > 50
 
 
-def test_an_idle_server_answers_at_once_and_is_told_to_be_idle() -> None:
-    found = measure_arrivals(lambda: time.sleep(0.001), rate=20, seconds=0.5, deadline_ms=400, items=3)
+def test_an_idle_server_answers_at_once_and_is_told_to_be_idle(clock: Clock) -> None:
+    found = measure_arrivals(lambda: clock.sleep(0.001), rate=20, seconds=0.5, deadline_ms=3, items=3)
     assert not found.overloaded
     assert found.missed == 0
-    assert found.utilization < 0.3  # 20 requests of a millisecond a second, and what a busy scheduler adds
-    assert found.latency.throughput < 3 * found.requests / 0.2
+    assert found.utilization == pytest.approx(found.requests * 0.001 / clock.now, rel=0.01)
+    assert found.latency.throughput == pytest.approx(3 * found.requests / clock.now, rel=0.01)
 
 
-def test_an_overloaded_server_is_left_and_what_it_did_not_answer_counts_as_missed() -> None:
-    start = time.perf_counter()
-    found = measure_arrivals(lambda: time.sleep(0.02), rate=500, seconds=0.1, deadline_ms=30)
-    assert time.perf_counter() - start < 2
+def test_an_overloaded_server_is_left_and_what_it_did_not_answer_counts_as_missed(clock: Clock) -> None:
+    found = measure_arrivals(lambda: clock.sleep(0.02), rate=500, seconds=0.1, deadline_ms=30)
+    assert clock.now < 0.5  # not the second that all requests would take
     assert found.overloaded
     assert found.missed is not None and found.missed > 0.8
     assert found.utilization > 0.9

@@ -9,6 +9,8 @@ import pytest
 
 from eao.bench.latency import Latency, compare, foreign_load, peak_memory
 
+from .conftest import Clock
+
 
 def test_percentiles_and_throughput_of_known_times() -> None:
     latency = Latency.of([i / 1000 for i in range(1, 101)], items=4)
@@ -23,23 +25,28 @@ def test_no_runs_are_no_latency() -> None:
         Latency.of([])
 
 
-def test_runs_are_bounded_by_count_and_by_time() -> None:
-    counted = compare({"a": lambda: None}, warmup_seconds=0, max_runs=8, rounds=4)
+def test_runs_are_bounded_by_count_and_by_time(clock: Clock) -> None:
+    counted = compare({"a": lambda: clock.sleep(1e-6)}, warmup_seconds=0, max_runs=8, rounds=4)
     assert counted.latencies["a"].runs == 8
-    start = time.perf_counter()
-    timed = compare({"a": lambda: time.sleep(0.01)}, warmup_seconds=0, max_seconds=0.2, max_runs=10_000, rounds=4)
-    assert 4 <= timed.latencies["a"].runs <= 20
-    assert time.perf_counter() - start < 5
-    assert timed.latencies["a"].min_ms >= 10
+    timed = compare({"a": lambda: clock.sleep(0.01)}, warmup_seconds=0, max_seconds=0.18, max_runs=10_000, rounds=4)
+    assert timed.latencies["a"].runs == 4 * 5  # in each round the fifth ends after 45 ms
+    assert clock.now == pytest.approx(0.01 * 4 * 6)
+    assert timed.latencies["a"].min_ms == pytest.approx(10)
 
 
-def test_a_comparison_finds_the_ratio_of_two_sleeps() -> None:
-    functions = {"slow": lambda: time.sleep(0.008), "fast": lambda: time.sleep(0.002)}
+def test_a_comparison_of_real_calls_finds_the_longer_one() -> None:
+    functions = {"slow": lambda: time.sleep(0.02), "fast": lambda: None}
+    found = compare(functions, warmup_seconds=0, max_seconds=0.2, rounds=6)
+    assert found.speedups["fast"] > 2
+    assert found.latencies["slow"].min_ms >= 20
+
+
+def test_a_comparison_finds_the_ratio_of_two_sleeps(clock: Clock) -> None:
+    functions = {"slow": lambda: clock.sleep(0.008), "fast": lambda: clock.sleep(0.002)}
     found = compare(functions, warmup_seconds=0, max_seconds=0.3, rounds=6, items=2)
-    assert found.speedups["slow"] == 1
-    assert 2 < found.speedups["fast"] < 5  # four, less what a busy scheduler adds to the shorter sleep
-    assert found.latencies["fast"].throughput < 2 / 0.002
-    assert found.noise["slow"] == 0
+    assert found.speedups == {"slow": 1, "fast": pytest.approx(4)}
+    assert found.latencies["fast"].throughput == pytest.approx(2 / 0.002)
+    assert found.noise == {"slow": 0, "fast": pytest.approx(0, abs=1e-9)}
 
 
 def test_every_function_runs_in_every_round() -> None:
@@ -48,9 +55,9 @@ def test_every_function_runs_in_every_round() -> None:
     assert calls.count("a") == calls.count("b") == 3  # a call fills its slice
 
 
-def test_the_first_call_of_a_slice_is_not_counted_unless_it_fills_the_slice() -> None:
-    calls: list[float] = []
-    found = compare({"a": lambda: calls.append(time.sleep(0.001))}, warmup_seconds=0, max_seconds=0.06, rounds=3)
+def test_the_first_call_of_a_slice_is_not_counted_unless_it_fills_the_slice(clock: Clock) -> None:
+    calls: list[None] = []
+    found = compare({"a": lambda: calls.append(clock.sleep(0.001))}, warmup_seconds=0, max_seconds=0.06, rounds=3)
     assert found.latencies["a"].runs == len(calls) - 3
 
 
@@ -65,17 +72,17 @@ def test_the_number_of_calls_is_bounded_over_all_rounds() -> None:
     assert found.latencies["a"].runs == 30
 
 
-def test_long_calls_need_only_four_rounds() -> None:
-    calls: list[int] = []
-    functions = {"a": lambda: calls.append(time.sleep(0.01)), "b": lambda: time.sleep(0.01)}
+def test_long_calls_need_only_four_rounds(clock: Clock) -> None:
+    calls: list[None] = []
+    functions = {"a": lambda: calls.append(clock.sleep(0.01)), "b": lambda: clock.sleep(0.01)}
     compare(functions, warmup_seconds=0, max_seconds=0.02, rounds=50)
     assert len(calls) == 4
 
 
-def test_times_that_vary_from_round_to_round_have_a_spread() -> None:
-    waits = iter([0, 0.01, 0.02, 0.03, 0.04])
-    found = compare({"a": lambda: time.sleep(next(waits))}, warmup_seconds=0, max_seconds=0.001, rounds=4)
-    assert 0.15 < found.spreads["a"] < 0.5  # quartiles of 10, 20, 30, 40 ms: (32.5 - 17.5) / 2 / 25 = 0.3
+def test_times_that_vary_from_round_to_round_have_a_spread(clock: Clock) -> None:
+    waits = iter([0.01, 0.02, 0.03, 0.04])
+    found = compare({"a": lambda: clock.sleep(next(waits))}, warmup_seconds=0, max_seconds=0.001, rounds=4)
+    assert found.spreads["a"] == pytest.approx((32.5 - 17.5) / 2 / 25)  # by the quartiles of 10, 20, 30 and 40 ms
 
 
 def test_nothing_to_compare_is_an_error() -> None:

@@ -62,7 +62,7 @@ def test_both_servers_are_started_asked_and_stopped(
     Index(index, bundle).add(clips)
     # The words that this small model knows.
     monkeypatch.setattr(load, "_sentence", lambda number: ("red dog", "blue cat", "cat runs", "dog sleeps")[number % 4])
-    found = load.run(bundle, str(index), seconds=0.5, soak_seconds=4, clients=(1, 4))
+    found = load.run(bundle, str(index), seconds=0.5, soak_seconds=8, clients=(1, 4))
     ways = [(row.server, row.request, row.clients) for row in found.rows]
     assert ways == [
         (server, request, clients)
@@ -87,7 +87,7 @@ def test_both_servers_are_started_asked_and_stopped(
     assert all(row.batch for row in found.rows if row.server != load.SERVICE)
     assert found.clips == 5 and found.versions["tritonserver"].count(".") == 2
     assert found.soak is not None and found.soak.traffic.failed == 0 and len(found.soak.memory_mb) >= 4
-    assert "4 s of searches and embeddings by 4 clients" in found.to_markdown()
+    assert "8 s of searches and embeddings by 4 clients" in found.to_markdown()
 
 
 def test_the_page_shows_what_was_measured() -> None:
