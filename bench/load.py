@@ -26,10 +26,11 @@ from eao.bench.docs import measured_on
 from eao.bench.feeds import plan_points, random_feeds
 from eao.bench.hardware import Hardware, describe_hardware
 from eao.bench.latency import foreign_load
-from eao.bench.processes import descendants, fetch, fetch_json, free_ports, memory_bytes, process_name, running
+from eao.bench.processes import descendants, fetch, fetch_json, memory_bytes, process_name, running
 from eao.errors import ConfigError
 from eao.export.encoders import SPECTROGRAM_FRAMES, TEXT_TOKENS, VIDEO_TOKENS
 from eao.export.runtime import Bundle
+from eao.ports import free_ports
 
 CLIENTS = (1, 8, 32)
 ENCODERS = ("text", "video-audio")

@@ -149,8 +149,9 @@ class Connection:
             ("grpc.max_receive_message_length", -1),
             # gRPC's own waits, up to two minutes, would outlast the retries after a server has come back.
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            # By its name a wait as well, but it is how long a server may take to accept a connection.
+            ("grpc.min_reconnect_backoff_ms", 5000),
         ]
         return asynchronous.InferenceServerClient(self.address.target, channel_args=options)
 

@@ -125,8 +125,9 @@ class _Server(uvicorn.Server):
 
     def _begin_to_stop(self) -> None:
         if self._stopping is None:
-            event("draining")
+            # First of all: from now on another signal ends the server at once.
             self._stopping = self._loop.create_task(self._stop())
+            event("draining")
 
     async def _stop(self) -> None:
         if not await self._drain():

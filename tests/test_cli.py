@@ -187,7 +187,7 @@ def test_ctrl_c_during_training_leaves_whole_epochs_and_resumes(eao, experiment,
     command = [sys.executable, "-m", "eao", "train", "-c", str(tmp_path / "long.yaml"), "-o", str(run)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (run / "latest/training.pt").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)

@@ -6,7 +6,7 @@ import { offer, onFilters, showFilters } from "./filters.js";
 import { megabytes, plural } from "./format.js";
 import "./keyboard.js";
 import { onRecording } from "./microphone.js";
-import { hideNotice, say, showNotice } from "./notice.js";
+import { hideNotice, isTrouble, say, showNotice } from "./notice.js";
 import { closePlayer, onPlayer, openPlayer } from "./player.js";
 import { stop } from "./preview.js";
 import { onChoice, showHits, shownHit } from "./results.js";
@@ -222,7 +222,8 @@ async function learn() {
     about = known;
     offer(found);
     showFilters(current());
-    if (isIdle(current()) || about.clips === 0) begin();
+    // What was refused meanwhile stays to be read.
+    if ((isIdle(current()) && !isTrouble()) || about.clips === 0) begin();
   } catch (error) {
     if (!(error instanceof api.ServiceError)) throw error;
     // Without them the page works, with fewer filters, and the search itself tells what is wrong.

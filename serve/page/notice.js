@@ -45,6 +45,9 @@ export function showNotice({ title, text = "", code = "", trouble = false, onRet
   region.hidden = false;
 }
 
+/** Whether it tells of something that went wrong. */
+export const isTrouble = () => !region.hidden && region.classList.contains("trouble");
+
 /** Hide the notice, and give up trying again. */
 export function hideNotice() {
   region.hidden = true;

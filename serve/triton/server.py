@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eao.errors import ServingError
+from eao.ports import free_ports
 from eao.serve.triton.environment import BACKENDS, Environment, prepare
 from eao.serve.triton.schema import CONFIG
 
@@ -170,7 +171,7 @@ def _stop(process: subprocess.Popen[bytes], repository: Path, port: int) -> None
                 _drain(repository, f"http://{HOST}:{port}/v2/repository")
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_CONNECTION_SECONDS + 10)
+                process.wait(_CONNECTION_SECONDS + _DRAIN_SECONDS)
     finally:  # also when interrupted again
         # The session has the stubs in it too, should one have outlived the server.
         with contextlib.suppress(ProcessLookupError):
@@ -200,7 +201,7 @@ def _drain(repository: Path, url: str) -> None:
 
 def _post(url: str) -> Any:
     request = urllib.request.Request(url, data=b"{}", method="POST")
-    with urllib.request.urlopen(request, timeout=10) as reply:
+    with urllib.request.urlopen(request, timeout=_DRAIN_SECONDS) as reply:
         return json.loads(reply.read() or b"null")
 
 
@@ -238,22 +239,21 @@ def _reason(log: Path) -> str:
 
 
 def _choose_ports(ports: Ports) -> Ports:
-    """The ports with every 0 replaced by a free one; all sockets are open at once, so that no two get the same.
+    """The ports with every 0 replaced by a free one.
 
     Raises:
         ServingError: a port that was asked for is taken.
     """
     with contextlib.ExitStack() as stack:
-        chosen = []
-        for port in ports:
-            found = stack.enter_context(socket.socket())
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for port in filter(None, ports):
+            asked = stack.enter_context(socket.socket())
+            asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                found.bind((HOST, port))
+                asked.bind((HOST, port))
             except OSError:
                 raise ServingError(f"port {port} of {HOST} is taken", "name another, or 0 for a free one") from None
-            chosen.append(found.getsockname()[1])
-    return Ports(*chosen)
+        free = iter(free_ports(ports.count(0)))
+        return Ports(*(port or next(free) for port in ports))
 
 
 def _clear_shared_memory(prefix: str) -> None:

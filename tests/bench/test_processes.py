@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from eao.bench.processes import descendants, fetch, fetch_json, free_ports, memory_bytes, running
+from eao.bench.processes import descendants, fetch, fetch_json, memory_bytes, running
 from eao.errors import ServingError
+from eao.ports import free_ports
 
 SERVE = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1"]
 
@@ -60,7 +61,3 @@ def test_memory_counts_what_a_process_started() -> None:
         process.wait()
         process.stdout.close()  # type: ignore[union-attr]
     assert memory_bytes(process.pid) == 0
-
-
-def test_free_ports_differ() -> None:
-    assert len(set(free_ports(5))) == 5

@@ -50,11 +50,11 @@ def is_running(pid: int) -> bool:
     """Whether a process exists and is more than a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -129,7 +129,7 @@ def test_a_worker_that_dies_between_two_files_is_replaced(clip: Path) -> None:
 
 
 def test_a_worker_that_hangs_is_ended(clip: Path, long_clip: Path) -> None:
-    with DecoderPool(1, Limits(stall_seconds=0.5)) as pool:
+    with DecoderPool(1, Limits(stall_seconds=5)) as pool:
         frames = iter(pool.open(long_clip, LONG_VIEWS))
         next(frames)
         hung = pool.pids[0]
@@ -137,17 +137,17 @@ def test_a_worker_that_hangs_is_ended(clip: Path, long_clip: Path) -> None:
         begin = time.monotonic()
         with pytest.raises(MediaError) as caught:
             list(frames)
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 60
         assert caught.value.kind == "stalled"
         assert not is_running(hung)
         assert len(list(pool.open(clip, VIEWS))) == 24
 
 
 def test_a_slow_reader_is_no_stall(long_clip: Path) -> None:
-    with DecoderPool(1, Limits(stall_seconds=0.5)) as pool:
+    with DecoderPool(1, Limits(stall_seconds=4)) as pool:
         frames = iter(pool.open(long_clip, LONG_VIEWS))
         next(frames)
-        time.sleep(1.0)
+        time.sleep(5)
         assert len(list(frames)) == 399
 
 
@@ -220,7 +220,7 @@ def test_no_process_is_left_behind(long_clip: Path, end: str) -> None:
         assert len(pids) == 2
         if end != "return":
             process.send_signal(signal.Signals[end])
-        process.wait(timeout=10.0)
+        process.wait(timeout=60)
     assert wait_until(lambda: not any(map(is_running, pids)))
 
 

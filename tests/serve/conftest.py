@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from eao.errors import MissingDependencyError
 from eao.export.build import Options, Request
 from eao.export.bundle import write_bundle
 from eao.model import build_model
+from eao.ports import free_ports
 from eao.serve.triton.environment import Environment, prepare
 from eao.serve.triton.repository import write_repository
 from eao.serve.triton.server import Server, running
@@ -105,6 +105,4 @@ def served(environment: Environment, bundle: Path, tmp_path_factory: pytest.Temp
 @pytest.fixture
 def free_port() -> int:
     """A port that nobody listens at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_ports(1)[0]

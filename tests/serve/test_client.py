@@ -236,9 +236,9 @@ def test_nobody_there_is_told_with_the_next_step(protocol: str, free_port: int) 
 
 def test_the_port_of_the_other_protocol_is_no_server(served: Served) -> None:
     with pytest.raises(ServingError, match="no Triton Inference Server answers"):
-        connect(f"triton+grpc://{served.server.http}", retries=0, timeout=5)
+        connect(f"triton+grpc://{served.server.http}", retries=0, timeout=60)
     with pytest.raises(ServingError, match="no Triton Inference Server answers"):
-        connect(f"triton+http://{served.server.grpc}", retries=0, timeout=5)
+        connect(f"triton+http://{served.server.grpc}", retries=0, timeout=60)
 
 
 def test_an_answer_that_takes_too_long_is_given_up(served: Served, local: Embedder) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("tritonclient")
 
-from eao.bench.processes import free_ports
 from eao.embedder import Embedder
 from eao.errors import ServingError
+from eao.ports import free_ports
 from eao.serve.client import TritonClient
 from eao.serve.triton.environment import Environment
 from eao.serve.triton.repository import write_repository

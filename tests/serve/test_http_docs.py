@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
 
+from eao.ports import free_ports
 from eao.serve.problems import Reason
 
 from .http_service import Library, Site
@@ -25,10 +25,8 @@ def test_the_commands_of_the_page_work(library: Library, tmp_path: Path) -> None
     commands = [line for block in blocks for line in block.splitlines() if not line.startswith("pip install")]
     assert len(commands) > 10
     script = "\n".join(["set -euo pipefail", "trap 'kill $(jobs -p); wait' EXIT", "set -x", *commands])
-    for port in ("8080", "8081"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            script = script.replace(port, str(free.getsockname()[1]))
+    for port, free in zip(("8080", "8081"), free_ports(2), strict=True):
+        script = script.replace(port, str(free))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with (tmp_path / "output").open("wb") as output:
         done = subprocess.run(
@@ -36,7 +34,7 @@ def test_the_commands_of_the_page_work(library: Library, tmp_path: Path) -> None
             cwd=tmp_path,
             stdout=output,
             stderr=output,
-            timeout=180,
+            timeout=900,
             env=os.environ | {"PATH": path},
         )
     told = (tmp_path / "output").read_text()

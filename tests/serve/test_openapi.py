@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from .http_service import Site
+from .http_service import PATIENCE, Site
 
 EXAMPLES = int(os.environ.get("EAO_FUZZ_EXAMPLES", "15"))
 TRUE = [status_code_conformance, content_type_conformance, response_schema_conformance, response_headers_conformance]
@@ -49,7 +49,7 @@ def fuzz(description: Any, route: str, mode: GenerationMode, **fixed: Any) -> No
         suppress_health_check=list(HealthCheck),
     )
     def ask(case: Any) -> None:
-        answer = case.call_and_validate(checks=TRUE)
+        answer = case.call_and_validate(checks=TRUE, timeout=PATIENCE)
         assert answer.status_code < 500 or answer.status_code == 503, answer.text
 
     ask()

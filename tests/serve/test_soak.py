@@ -23,7 +23,7 @@ from eao.bench.load import Soak
 from eao.bench.processes import memory_bytes
 from eao.errors import ServingError
 
-from .http_service import Library, Site
+from .http_service import PATIENCE, Library, Site
 
 SECONDS = float(os.environ.get("EAO_SOAK_SECONDS", "6"))
 CLIENTS = int(os.environ.get("EAO_SOAK_CLIENTS", "8"))
@@ -41,12 +41,13 @@ _WORDS = ("red", "blue", "dog", "cat", "left", "right", "runs", "sleeps")
 def test_all_kinds_of_requests_for_a_while(start: Callable[..., Site], library: Library) -> None:
     if INDEX is not None:
         library = Library(Path(INDEX), Path(MODEL or INDEX), library.clips)
-    own = start("--uploads", CLIENTS, of=library, **_MALLOC)  # that many may send a file at one moment
+    # Each may be sending a file at one moment.
+    own = start("--uploads", CLIENTS, "--timeout", f"{PATIENCE:g}s", of=library, **_MALLOC)
     seeds = itertools.count()
 
     @contextlib.contextmanager
     def visit() -> Iterator[Visitor]:
-        with httpx.Client(base_url=own.url, timeout=60) as connection:
+        with httpx.Client(base_url=own.url, timeout=PATIENCE) as connection:
             yield Visitor(connection, random.Random(next(seeds)), (library.clips / "red.mp4").read_bytes())
 
     @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import functools
 import multiprocessing
-import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
@@ -10,6 +9,8 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import pytest
+
+from eao.ports import free_ports
 
 PATIENCE = 120
 """Seconds that a process may take on a busy machine."""
@@ -53,9 +54,7 @@ def run_together(arguments: Sequence[str], world: int = 2) -> list[tuple[int, st
     Returns:
         exit code, standard output and standard error of each.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
     with tempfile.TemporaryDirectory() as folder:
         started = [

@@ -1,6 +1,7 @@
 """A run killed at any moment goes on to the weights of one that was not: real processes, killed by the system."""
 
 import csv
+import shutil
 import signal
 import time
 
@@ -57,6 +58,21 @@ def tracked(out):
         return [row for row in csv.reader(file) if row[1] != "train/clips_per_second"]
 
 
+def kill_at(step, config, out):
+    """Start a run and kill it at a step, or soon after; one that has ended before that is started again."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        process = start(config, out)
+        while steps_logged(out) < step and time.monotonic() < end:
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        if process.exitcode != 0 or time.monotonic() > end:
+            break
+        shutil.rmtree(out)
+    assert process.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(config, tmp_path):
     finish(config, tmp_path / "whole")
@@ -65,13 +81,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(config, tmp_
     reached = []
     for step in KILLED_AT:
         out = tmp_path / f"killed{step}"
-        process = start(config, out)
-        end = time.monotonic() + PATIENCE
-        while steps_logged(out) < step and time.monotonic() < end:
-            time.sleep(0.002)
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+        kill_at(step, config, out)
         reached.append(steps_logged(out))
         # Before the first checkpoint there is nothing to go on from: the run is begun again.
         finish(config, out, True)

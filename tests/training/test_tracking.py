@@ -393,8 +393,9 @@ def states():
 before = states()
 with build_trackers(TrackingConfig(backends=tuple(BACKENDS)), Config(), sys.argv[1]) as trackers:
     trackers.log({"train/loss": 1.0}, 1)
-    commands = [path.read_bytes().decode().split("\\0") for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
-                if path.with_name("stat").read_text().rsplit(")", 1)[1].split()[1] == str(__import__("os").getpid())]
+    children = pathlib.Path("/proc/self/task").glob("*/children")
+    commands = [pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\\0")
+                for path in children for pid in path.read_text().split()]
 print(json.dumps({"events": events, "commands": commands, "same": before == states()}))
 """
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ FLAGS = (
     "--no-first-run",
 )
 MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-PATIENCE = 90.0  # seconds for the service to load a model on a busy machine
+PATIENCE = 180.0  # seconds for the service to load a model, or to answer, on a busy machine
 
 # Sets window.measured(words, then): milliseconds from the last key to the frame that shows the hits of these words, and
 # to the first picture among them.
@@ -61,16 +59,11 @@ def serving(*arguments: str | Path, log: Path) -> Iterator[str]:
     Raises:
         RuntimeError: it did not come up.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "eao", "serve", *map(str, arguments), "--port", str(port)]
+    command = [sys.executable, "-m", "eao", "serve", *map(str, arguments), "--port", "0"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
-            address = f"http://127.0.0.1:{port}/"
-            _wait_until_up(address, process, log)
-            yield address
+            yield _wait_until_up(process, log)
         finally:
             process.terminate()
             process.wait(timeout=PATIENCE)
@@ -111,14 +104,12 @@ def time_searches(page: Any, sentences: Sequence[str], key_delay: int = 45) -> l
     return measured
 
 
-def _wait_until_up(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_up(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"eao serve ended with {process.returncode}:\n{log.read_text()}")
-        try:
-            with urllib.request.urlopen(f"{address}health", timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.1)
+        if ready := re.search(r'ready url="(\S+)"', log.read_text()):
+            return f"{ready[1]}/"
+        time.sleep(0.1)
     raise RuntimeError(f"eao serve did not come up in {PATIENCE:g} s:\n{log.read_text()}")

@@ -13,7 +13,7 @@ import pytest
 from eao.retrieval.index import Index
 
 from ...retrieval.conftest import render
-from .browsing import CHROMIUM, MICROPHONE, chromium, serving
+from .browsing import CHROMIUM, MICROPHONE, PATIENCE, chromium, serving
 
 CLIPS: dict[str, tuple[float, tuple[int, int, int], float | None]] = {
     # name: seconds, colour, hertz
@@ -26,6 +26,11 @@ CLIPS: dict[str, tuple[float, tuple[int, int, int], float | None]] = {
     "night/white.mp4": (1.6, (250, 250, 250), 330),
     "long.mp4": (6.0, (240, 130, 20), 550),
 }
+
+LEARNT = "text=clips of"
+"""What the empty page shows once it knows the index."""
+ANSWERED = '#results[aria-busy="false"] .card'
+"""There once no search is under way."""
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +47,9 @@ def index(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Index:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory, index: Index) -> Iterator[str]:
     """The address of `eao serve` over the index."""
-    with serving("--index", index.path, log=tmp_path_factory.mktemp("log") / "serve.log") as address:
+    with serving(
+        "--index", index.path, "--timeout", f"{PATIENCE:g}s", log=tmp_path_factory.mktemp("log") / "serve.log"
+    ) as address:
         yield address
 
 
@@ -69,7 +76,7 @@ def open_page(browser: Any, site: str, console: list[str]) -> Iterator[Callable[
 
     def open_it(address: str = "", before: Callable[[Any], None] | None = None, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(1000 * PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda m: console.append(m.text) if m.type in ("error", "warning") else None)
@@ -89,16 +96,19 @@ def open_page(browser: Any, site: str, console: list[str]) -> Iterator[Callable[
 
 @pytest.fixture
 def page(open_page: Callable[..., Any]) -> Any:
-    """The page before anything is looked for."""
-    return open_page()
+    """The page before anything is looked for, once it has said how much there is."""
+    page = open_page()
+    page.wait_for_selector(LEARNT)
+    return page
 
 
 @pytest.fixture
 def found(open_page: Callable[..., Any]) -> Any:
-    """The page with the results of "red dog", and with what the index can be filtered by."""
+    """The page with the results of "red dog" as they stay: in their pictures' shape, with all that can be chosen."""
     page = open_page("?q=red+dog")
     page.wait_for_selector(".card")
     page.wait_for_selector("#balance")
+    page.wait_for_selector("#results[style*='--ratio']")
     return page
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ...retrieval.conftest import render
-from .conftest import names, write_sound
+from .conftest import LEARNT, names, write_sound
 
 MAKE_TRANSFER = """([name, type, content]) => {
   const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
@@ -110,6 +110,20 @@ def test_another_kind_of_file_is_refused_in_words(page: Any, tmp_path: Path) -> 
     assert "notes.txt" in page.inner_text("#live")
 
 
+def test_what_is_refused_before_the_page_knows_the_index_stays(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    held: list[Any] = []
+    page = open_page(before=lambda page: page.route("**/facets", held.append))
+    (tmp_path / "notes.txt").write_text("no media")
+    drop(page, tmp_path / "notes.txt", "text/plain")
+    assert page.inner_text("#notice-title") == "notes.txt is neither a video nor a sound"
+    while not held:
+        page.wait_for_timeout(20)
+    (facets,) = held
+    facets.continue_()
+    page.wait_for_selector("select[name=folder] option[value=day]", state="attached")
+    assert page.inner_text("#notice-title") == "notes.txt is neither a video nor a sound"
+
+
 def test_a_damaged_file_is_refused_by_the_service(page: Any, tmp_path: Path, console: list[str]) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"this is no video" * 50)
     page.set_input_files("#file", tmp_path / "broken.mp4")
@@ -124,7 +138,7 @@ def test_a_file_that_is_too_large_is_not_even_sent(open_page: Callable[..., Any]
         route.fulfill(response=answer, json={**answer.json(), "uploads": 1000})
 
     page = open_page(before=lambda page: page.route("**/facets", tiny_limit))
-    page.wait_for_load_state("networkidle")
+    page.wait_for_selector(LEARNT)
     sent: list[str] = []
     page.on("request", lambda request: sent.append(request.method))
     page.set_input_files("#file", sound)

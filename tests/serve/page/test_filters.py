@@ -76,5 +76,5 @@ def test_without_both_vectors_there_is_no_slider(open_page: Callable[..., Any]) 
 
     page = open_page("?q=red", before=lambda page: page.route("**/facets", without_sound))
     page.wait_for_selector(".card")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_selector("select[name=folder] option[value=day]", state="attached")
     assert not page.is_visible("#balance")

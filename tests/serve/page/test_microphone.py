@@ -7,6 +7,8 @@ from typing import Any
 
 from .browsing import CHROMIUM, FLAGS, MICROPHONE
 
+# True once two seconds of sound are there, as the page shows.
+RECORDED = r"() => /^0:(0[2-9]|1\d)$/.test(document.getElementById('recorded').textContent)"
 # Holds the browser's answer back until `allow()`, as its prompt does, and keeps the streams it gives.
 PROMPT = """() => {
   const ask = MediaDevices.prototype.getUserMedia;
@@ -25,7 +27,7 @@ def test_a_recording_is_searched_with(open_page: Callable[..., Any]) -> None:
     page = open_page(permissions=["microphone"])
     page.click("#microphone")
     page.wait_for_selector("#recorder")
-    page.wait_for_function("() => document.getElementById('recorded').textContent === '0:02'")
+    page.wait_for_function(RECORDED)
     level = page.eval_on_selector("#recorder", "bar => Number(bar.style.getPropertyValue('--level'))")
     assert 0 <= level <= 1
     page.click("#record-search")
@@ -41,6 +43,7 @@ def test_clicks_while_the_browser_asks_begin_one_recording(open_page: Callable[.
     page.click("#microphone")
     page.evaluate("() => window.allow()")
     page.wait_for_selector("#recorder")
+    page.wait_for_function(RECORDED)
     page.click("#record-search")
     page.wait_for_selector(".card")
     tracks = page.evaluate("() => window.streams.flatMap(s => s.getTracks()).map(t => t.readyState)")
@@ -71,8 +74,7 @@ def test_a_refused_microphone_is_told_and_what_was_found_stays(browser: Any, sit
         assert page.locator(".card").count() > 0
 
 
-def test_without_a_secure_connection_the_reason_is_told(open_page: Callable[..., Any]) -> None:
-    page = open_page()
+def test_without_a_secure_connection_the_reason_is_told(page: Any) -> None:
     page.evaluate("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
     page.click("#microphone")
     page.wait_for_selector("#notice.trouble")

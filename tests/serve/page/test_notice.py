@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .browsing import serving
+from .browsing import PATIENCE, serving
 from .conftest import names
 
 
@@ -73,7 +73,6 @@ def test_it_can_be_asked_again_at_once(page: Any, console: list[str]) -> None:
 
 
 def test_a_search_goes_on_when_the_device_is_online_again(page: Any, console: list[str]) -> None:
-    page.wait_for_load_state("networkidle")
     page.context.set_offline(True)
     page.fill("#words", "red")
     page.wait_for_selector("text=No connection")
@@ -83,7 +82,6 @@ def test_a_search_goes_on_when_the_device_is_online_again(page: Any, console: li
 
 
 def test_a_file_that_the_service_finds_too_large(page: Any, tmp_path: Path, console: list[str]) -> None:
-    page.wait_for_load_state("networkidle")
     page.route("**/search", refuse(413, "the request is larger than 9 bytes", "send less, or a shorter file"))
     (tmp_path / "a.mp4").write_bytes(bytes(100))
     page.set_input_files("#file", tmp_path / "a.mp4")
@@ -133,12 +131,14 @@ def locked(tmp_path_factory: pytest.TempPathFactory, index: Any) -> Iterator[str
 
 def test_the_key_of_a_service_that_wants_one_is_asked_for_once(browser: Any, locked: str) -> None:
     context = browser.new_context()
+    context.set_default_timeout(1000 * PATIENCE)
     page = context.new_page()
     page.goto(f"{locked}?q=red")
     page.wait_for_selector("#key")
     page.fill("#key", "wrong")
-    page.keyboard.press("Enter")
-    page.wait_for_load_state("networkidle")
+    with page.expect_response("**/session") as refused:
+        page.keyboard.press("Enter")
+    assert refused.value.status == 401
     page.wait_for_selector("#key")
     page.fill("#key", "open sesame, please")
     page.keyboard.press("Enter")

