@@ -112,7 +112,7 @@ def test_another_kind_of_file_is_refused_in_words(page: Any, tmp_path: Path) -> 
 
 def test_what_is_refused_before_the_page_knows_the_index_stays(open_page: Callable[..., Any], tmp_path: Path) -> None:
     held: list[Any] = []
-    page = open_page(before=lambda page: page.route("**/facets", held.append))
+    page = open_page(before=lambda page: page.route("**/facets", lambda route: held.append(route)))
     (tmp_path / "notes.txt").write_text("no media")
     drop(page, tmp_path / "notes.txt", "text/plain")
     assert page.inner_text("#notice-title") == "notes.txt is neither a video nor a sound"
