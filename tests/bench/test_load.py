@@ -90,6 +90,12 @@ def test_both_servers_are_started_asked_and_stopped(
     assert "8 s of searches and embeddings by 4 clients" in found.to_markdown()
 
 
+def test_counts_are_read_once_they_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "_PAUSE", 0)
+    counted = iter([(7.0, 2.0), (8.0, 2.0), (8.0, 3.0), (8.0, 3.0), (9.0, 3.0)])
+    assert load._settled(lambda: next(counted)) == (8, 3)
+
+
 def test_the_page_shows_what_was_measured() -> None:
     text = report().to_markdown()
     assert "| Triton, gRPC | text | 8 | 100 | 9.5 | 1,234.5 | 0 | 4.2 | 300 |" in text

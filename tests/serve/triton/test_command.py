@@ -46,6 +46,9 @@ def test_a_repository_is_written_and_described(bundle: Path, tmp_path: Path) -> 
         ([], "give --bundle"),
         (["--bundle", "nowhere"], "nowhere is no bundle"),
         (["--up", "--instances", "2"], "give --bundle too"),
+        (["--up", "--engine", "onnxruntime"], "give --bundle too"),
+        (["--up", "--precision", "fp32"], "give --bundle too"),
+        (["--up", "--encoder", "text"], "give --bundle too"),
         (["--out", "nowhere", "--up"], "nowhere is no model repository"),
     ],
 )
