@@ -30,16 +30,15 @@ TIMER = """() => {
   const results = document.getElementById("results");
   let key = 0;
   box.addEventListener("keydown", (event) => { key = event.timeStamp; });
-  window.measured = (words) => new Promise((resolve) => {
+  window.measured = (words) => new Promise((resolve, reject) => {
     const shown = () => {
       const asked = new URLSearchParams(location.search).get("q") === words;
       if (!asked || results.getAttribute("aria-busy") !== "false" || !results.querySelector(".card")) return;
       observer.disconnect();
       const picture = results.querySelector("img");
-      requestAnimationFrame(() => setTimeout(async () => {
+      requestAnimationFrame(() => setTimeout(() => {
         const result = performance.now() - key;
-        await picture.decode();
-        resolve({ result, picture: performance.now() - key });
+        picture.decode().then(() => resolve({ result, picture: performance.now() - key }), reject);
       }));
     };
     const observer = new MutationObserver(shown);

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from browsing import MICROPHONE, chromium, serving, time_searches
+from browsing import MICROPHONE, PATIENCE, chromium, serving, time_searches
 
 SENTENCES = (
     "a rooster moving to the left",
@@ -72,6 +72,7 @@ def main() -> int:
 def measure(browser: Any, address: str) -> dict[str, Any]:
     """Milliseconds from the last key to the first result and to its picture, over `SENTENCES`."""
     context = browser.new_context(**DESKTOP)
+    context.set_default_timeout(1000 * PATIENCE)
     page = context.new_page()
     page.goto(address)
     time_searches(page, ["warm up"])
