@@ -38,7 +38,7 @@ INSTANCES = (1, 2)
 """Of each network in Triton: with one, its batcher leaves requests in the queue now and then."""
 TRITON_GRPC, TRITON_HTTP, SERVICE = "Triton, gRPC", "Triton, HTTP", "eao serve"
 BUNDLE, INDEX = Path("runs/demo/bundle"), "runs/demo/index"
-_PAUSE, _PATIENCE = 0.2, 50
+_PAUSE_SECONDS, _MOST_READINGS = 0.2, 50
 _SUBJECTS = ("dog", "cat", "bird", "train", "car", "flower", "apple", "drum", "fish", "tree", "horse", "boat")
 _COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "grey")
 _MOTIONS = ("moves left", "moves right", "turns", "grows", "falls", "rises", "jumps", "stands still")
@@ -227,10 +227,11 @@ def measure(way: Way, clients: int, seconds: float, pid: int) -> LoadRow:
 
 
 def _settled(read: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-    # Servers count after they have answered, rows and batches one after the other.
+    # Servers count after they have answered, rows and batches one after the other. Of one that goes on counting, though
+    # nobody asks it any more, the last reading is as good as another.
     found = read()
-    for _ in range(_PATIENCE):
-        time.sleep(_PAUSE)
+    for _ in range(_MOST_READINGS):
+        time.sleep(_PAUSE_SECONDS)
         before, found = found, read()
         if found == before:
             break

@@ -113,21 +113,21 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[bool]]) -> None:
         super().__init__(config)
         self._drain = drain
+        self._told = False
         self._stopping: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by the signal."""
-        if self._stopping is None:
-            self._loop.call_soon_threadsafe(self._begin_to_stop)
-        else:
+        """Called by the signal: the first one drains, another ends the server at once."""
+        if self._told:
             self.should_exit = self.force_exit = True
+            return
+        self._told = True
+        self._loop.call_soon_threadsafe(self._begin_to_stop)
 
     def _begin_to_stop(self) -> None:
-        if self._stopping is None:
-            # First of all: from now on another signal ends the server at once.
-            self._stopping = self._loop.create_task(self._stop())
-            event("draining")
+        event("draining")
+        self._stopping = self._loop.create_task(self._stop())
 
     async def _stop(self) -> None:
         if not await self._drain():

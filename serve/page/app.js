@@ -28,6 +28,7 @@ let waiting = 0; // the timer that goes to them
 let request = null; // AbortController of the search under way
 let searched = ""; // what the results, or the search under way, are of
 let about = null; // the service's /health
+let learning = false; // whether it has been asked for
 let uploads = Infinity; // the most bytes of a file
 
 function show(state) {
@@ -74,6 +75,7 @@ async function search(state, wanted) {
 const isIdle = (state) => !state.q && !state.like && !state.example?.key;
 
 function showFound(state, { hits, milliseconds }) {
+  learn();
   tools.hidden = false;
   hideNotice();
   showHits(hits);
@@ -113,7 +115,7 @@ function showTrouble({ message, hint, status, retryAfter }) {
 }
 
 function tryAgain() {
-  if (!about) learn();
+  learn();
   searched = "";
   show(current());
 }
@@ -214,8 +216,10 @@ function likeThis(hit) {
   scrollTo({ top: 0 });
 }
 
-/** Ask what there is to be searched, and offer to filter by it. */
+/** Ask what there is to be searched, unless it is known, and offer to filter by it. */
 async function learn() {
+  if (about || learning) return;
+  learning = true;
   try {
     const [found, known] = await Promise.all([api.facets(), api.health()]);
     uploads = found.uploads;
@@ -228,6 +232,8 @@ async function learn() {
     if (!(error instanceof api.ServiceError)) throw error;
     // Without them the page works, with fewer filters, and the search itself tells what is wrong.
     if (isIdle(current())) showTrouble(error);
+  } finally {
+    learning = false;
   }
 }
 

@@ -45,7 +45,7 @@ export function showNotice({ title, text = "", code = "", trouble = false, onRet
   region.hidden = false;
 }
 
-/** Whether it tells of something that went wrong. */
+/** Whether a notice of something that went wrong is shown. */
 export const isTrouble = () => !region.hidden && region.classList.contains("trouble");
 
 /** Hide the notice, and give up trying again. */

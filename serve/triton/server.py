@@ -31,6 +31,8 @@ _DRAIN_SECONDS = 30
 """For requests under way, when the server is stopped."""
 _CONNECTION_SECONDS = 2
 """For clients to close their connections, after that."""
+_EXIT_SECONDS = 30
+"""For its own end, after that."""
 
 
 class Ports(NamedTuple):
@@ -171,7 +173,7 @@ def _stop(process: subprocess.Popen[bytes], repository: Path, port: int) -> None
                 _drain(repository, f"http://{HOST}:{port}/v2/repository")
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_CONNECTION_SECONDS + _DRAIN_SECONDS)
+                process.wait(_CONNECTION_SECONDS + _EXIT_SECONDS)
     finally:  # also when interrupted again
         # The session has the stubs in it too, should one have outlived the server.
         with contextlib.suppress(ProcessLookupError):
@@ -185,23 +187,27 @@ def _drain(repository: Path, url: str) -> None:
     On its own the server would wait for clients to close their connections, which they keep open for the next request.
     """
     deadline = time.monotonic() + _DRAIN_SECONDS
+
+    def post(path: str) -> Any:
+        return _post(f"{url}/{path}", max(deadline - time.monotonic(), 1.0))
+
     ensembles = {
         path.parent.name for path in repository.glob(f"*/{CONFIG}") if 'platform: "ensemble"' in path.read_text()
     }
-    loaded = {model["name"] for model in _post(f"{url}/index") if model.get("state") == "READY"}
+    loaded = {model["name"] for model in post("index") if model.get("state") == "READY"}
     for names in (loaded & ensembles, loaded - ensembles):
         for name in sorted(names):
-            _post(f"{url}/models/{name}/unload")
+            post(f"models/{name}/unload")
         while time.monotonic() < deadline:
-            states = {model["name"]: model.get("state") for model in _post(f"{url}/index")}
+            states = {model["name"]: model.get("state") for model in post("index")}
             if all(states.get(name, "UNAVAILABLE") == "UNAVAILABLE" for name in names):
                 break
             time.sleep(0.05)
 
 
-def _post(url: str) -> Any:
+def _post(url: str, timeout: float) -> Any:
     request = urllib.request.Request(url, data=b"{}", method="POST")
-    with urllib.request.urlopen(request, timeout=_DRAIN_SECONDS) as reply:
+    with urllib.request.urlopen(request, timeout=timeout) as reply:
         return json.loads(reply.read() or b"null")
 
 

@@ -91,7 +91,7 @@ def test_both_servers_are_started_asked_and_stopped(
 
 
 def test_counts_are_read_once_they_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "_PAUSE", 0)
+    monkeypatch.setattr(load, "_PAUSE_SECONDS", 0)
     counted = iter([(7.0, 2.0), (8.0, 2.0), (8.0, 3.0), (8.0, 3.0), (9.0, 3.0)])
     assert load._settled(lambda: next(counted)) == (8, 3)
 

@@ -25,8 +25,8 @@ def test_the_commands_of_the_page_work(library: Library, tmp_path: Path) -> None
     commands = [line for block in blocks for line in block.splitlines() if not line.startswith("pip install")]
     assert len(commands) > 10
     script = "\n".join(["set -euo pipefail", "trap 'kill $(jobs -p); wait' EXIT", "set -x", *commands])
-    for port, free in zip(("8080", "8081"), free_ports(2), strict=True):
-        script = script.replace(port, str(free))
+    ports = dict(zip(("8080", "8081"), map(str, free_ports(2)), strict=True))
+    script = re.sub("|".join(ports), lambda found: ports[found[0]], script)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with (tmp_path / "output").open("wb") as output:
         done = subprocess.run(

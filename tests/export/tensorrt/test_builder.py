@@ -327,7 +327,7 @@ def test_a_build_that_takes_too_long_is_stopped_with_everything_it_started(
         build(graph, tmp_path / "e.engine", request_for((ONE_AXIS,)), timeout=30)
     deadline = time.monotonic() + 60
     while is_running(pid_file.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)  # killed it is, but not reaped
+        time.sleep(0.05)  # killed, perhaps not reaped yet
     assert not is_running(pid_file.read_text())
 
 

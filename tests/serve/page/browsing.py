@@ -23,7 +23,7 @@ FLAGS = (
 MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 PATIENCE = 180.0  # seconds for the service to load a model, or to answer, on a busy machine
 
-# Sets window.measured(words, then): milliseconds from the last key to the frame that shows the hits of these words, and
+# Sets window.measured(words): milliseconds from the last key to the frame that shows the hits of these words, and
 # to the first picture among them.
 TIMER = """() => {
   const box = document.getElementById("words");

@@ -28,9 +28,9 @@ CLIPS: dict[str, tuple[float, tuple[int, int, int], float | None]] = {
 }
 
 LEARNT = "text=clips of"
-"""What the empty page shows once it knows the index."""
+"""Selector of what the empty page shows once it knows the index."""
 ANSWERED = '#results[aria-busy="false"] .card'
-"""There once no search is under way."""
+"""Selector of results while no search is under way."""
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from ...retrieval.conftest import render
+from .browsing import PATIENCE
 from .conftest import LEARNT, names, write_sound
 
 MAKE_TRANSFER = """([name, type, content]) => {
@@ -116,7 +118,8 @@ def test_what_is_refused_before_the_page_knows_the_index_stays(open_page: Callab
     (tmp_path / "notes.txt").write_text("no media")
     drop(page, tmp_path / "notes.txt", "text/plain")
     assert page.inner_text("#notice-title") == "notes.txt is neither a video nor a sound"
-    while not held:
+    end = time.monotonic() + PATIENCE
+    while not held and time.monotonic() < end:
         page.wait_for_timeout(20)
     (facets,) = held
     facets.continue_()

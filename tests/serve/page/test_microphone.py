@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .browsing import CHROMIUM, FLAGS, MICROPHONE
+from .browsing import CHROMIUM, FLAGS, MICROPHONE, PATIENCE
 
 # True once two seconds of sound are there, as the page shows.
 RECORDED = r"() => /^0:(0[2-9]|1\d)$/.test(document.getElementById('recorded').textContent)"
@@ -65,6 +65,7 @@ def test_a_refused_microphone_is_told_and_what_was_found_stays(browser: Any, sit
     deny = (MICROPHONE[0], "--deny-permission-prompts")  # the other browser says yes to every question
     with browser.browser_type.launch(executable_path=CHROMIUM, args=[*FLAGS, *deny]) as refusing:
         page = refusing.new_page()
+        page.set_default_timeout(1000 * PATIENCE)
         page.goto(f"{site}?q=red")
         page.wait_for_selector(".card")
         page.click("#microphone")

@@ -139,6 +139,7 @@ def test_the_key_of_a_service_that_wants_one_is_asked_for_once(browser: Any, loc
     with page.expect_response("**/session") as refused:
         page.keyboard.press("Enter")
     assert refused.value.status == 401
+    page.wait_for_selector("text=This is not the API key")
     page.wait_for_selector("#key")
     page.fill("#key", "open sesame, please")
     page.keyboard.press("Enter")

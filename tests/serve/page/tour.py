@@ -91,6 +91,7 @@ def take_pictures(browser: Any, address: str, folder: Path) -> None:
 
     def shoot(name: str, query: str, then: Callable[[Any], None], **options: Any) -> None:
         context = browser.new_context(**options)
+        context.set_default_timeout(1000 * PATIENCE)
         page = context.new_page()
         page.goto(address + query)
         page.wait_for_selector(".card")

@@ -7,11 +7,11 @@ import json
 import os
 import shutil
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -101,10 +101,26 @@ class client_of:  # noqa: N801 - used as a function
         return self.client.infer(model, inputs).as_numpy(output)
 
 
-def statistics(server: Server, model: str) -> dict[str, Any]:
-    """What the server counted of a model."""
+def counted(server: Server, model: str) -> tuple[int, int]:
+    """How many rows the server has counted of a model, and in how many runs."""
     with urllib.request.urlopen(f"http://{server.http}/v2/models/{model}/stats") as reply:
-        return dict(json.load(reply)["model_stats"][0])
+        found = json.load(reply)["model_stats"][0]
+    return int(found["inference_count"]), int(found["execution_count"])
+
+
+def settled(server: Server, model: str, rows: int = 0) -> tuple[int, int]:
+    """What the server has counted of a model, see `counted`, once that are so many rows at least and it rests.
+
+    It counts a request a moment after it has answered, rows and runs one after the other.
+    """
+    found: list[tuple[int, int]] = []
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        found.append(counted(server, model))
+        if found[-1][0] >= rows and len(found) >= 5 and len(set(found[-5:])) == 1:
+            return found[-1]
+        time.sleep(0.1)
+    raise AssertionError(f"{model} does not come to rest at {rows} rows: {found[-5:]}")
 
 
 def load_model_file(kind: str, name: str) -> ModuleType:

@@ -28,12 +28,13 @@ from eao.model import build_model
 from eao.serve.triton.environment import Environment
 from eao.serve.triton.repository import write_repository
 from eao.serve.triton.schema import read_config, write_config
-from eao.serve.triton.server import Ports, Server, _reason, running
+from eao.serve.triton.server import Ports, _reason, running
 
-from .conftest import ATOL, PATIENCE, client_of, statistics
+from .conftest import ATOL, PATIENCE, client_of, counted, settled
 from .inputs import sentences_of
 
 pytestmark = pytest.mark.slow
+BEFORE_NETWORKS = ("prepare-video", "prepare-audio")
 
 
 def mapped_regions(pid: int | str) -> set[str]:
@@ -73,11 +74,6 @@ def test_a_client_that_keeps_its_connection_does_not_keep_the_server(
     connection.close()
 
 
-def prepared(server: Server) -> int:
-    """How many requests the models in front of the video and audio networks have answered."""
-    return sum(int(statistics(server, m)["inference_count"]) for m in ("prepare-video", "prepare-audio"))
-
-
 def test_requests_under_way_are_answered_before_the_server_stops(
     written: Path, environment: Environment, local: Embedder
 ) -> None:
@@ -87,13 +83,16 @@ def test_requests_under_way_are_answered_before_the_server_stops(
     with ThreadPoolExecutor(1) as pool:
         with running(written, environment=environment) as server:
             ask = client_of(server, "grpc")
-            under_way = False
-            while not under_way:  # of a request that was answered before it was seen there, another one's is waited for
-                begun = prepared(server)
+            under_way, deadline = False, time.monotonic() + PATIENCE
+            while not under_way and time.monotonic() < deadline:
+                begun = [settled(server, model) for model in BEFORE_NETWORKS]
                 answer = pool.submit(ask._infer, "embed-video-audio", video_3d=video, waveform=waves)
                 while not answer.done() and not under_way:
-                    under_way = prepared(server) > begun and not answer.done()
+                    under_way = [counted(server, model) for model in BEFORE_NETWORKS] != begun and not answer.done()
                     time.sleep(0.01)
+                if not under_way:  # it was answered before that was seen
+                    answer.result()
+            assert under_way
         found = answer.result(PATIENCE)
         ask.client.close()
     np.testing.assert_allclose(found, wanted.repeat(64, 0), atol=ATOL)

@@ -24,7 +24,7 @@ from eao.serve.triton.environment import Environment
 from eao.serve.triton.server import Server, running
 
 from ..conftest import BUNDLE_VARIABLE
-from .conftest import ATOL, PATIENCE, Infer, client_of, statistics
+from .conftest import ATOL, PATIENCE, Infer, client_of, settled
 from .inputs import Arrays, ServedBundle, sentences_of
 
 pytestmark = pytest.mark.slow
@@ -65,22 +65,6 @@ def test_a_clip_without_sound_has_a_spectrogram_of_no_frames(infer: Infer, teste
     tested.require("video-audio")
     given = {**tested.raw("video", 2, 0.6), "log_mel": np.zeros((2, 40, 0), np.float32)}
     np.testing.assert_allclose(infer("embed-video-audio", **given), tested.expected("video-audio", given), atol=ATOL)
-
-
-def settled(server: Server, model: str, count: int = 0) -> tuple[int, int]:
-    """How many rows the server counted of a model, and in how many runs, once there are so many and that rests.
-
-    It counts a request a moment after it has answered, and rows and runs one after the other.
-    """
-    found: list[tuple[int, int]] = []
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        counted = statistics(server, model)
-        found.append((int(counted["inference_count"]), int(counted["execution_count"])))
-        if found[-1][0] >= count and len(found) >= 5 and len(set(found[-5:])) == 1:
-            return found[-1]
-        time.sleep(0.1)
-    raise AssertionError(f"{model} does not come to rest at {count} rows: {found[-5:]}")
 
 
 def test_requests_that_come_together_share_a_run(server: Server, tested: ServedBundle) -> None:
