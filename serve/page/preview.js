@@ -46,7 +46,8 @@ function start(card) {
   if (playing?.card === card || !hit.playable) return;
   stop();
   const video = document.createElement("video");
-  Object.assign(video, { muted: true, playsInline: true, preload: "metadata", tabIndex: -1, ariaHidden: "true" });
+  // No tabIndex, not even -1: a click would focus the video, which goes away, and not the link.
+  Object.assign(video, { muted: true, playsInline: true, preload: "metadata", ariaHidden: "true" });
   video.src = `${hit.url}#t=${hit.start}`;
   video.addEventListener("playing", () => card.classList.add("playing"), { once: true });
   card.querySelector(".frame").append(video);

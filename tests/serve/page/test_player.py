@@ -43,6 +43,18 @@ def test_escape_closes_it_and_the_focus_returns(found: Any) -> None:
     assert found.eval_on_selector("#player video", "v => v.hasAttribute('src')") is False
 
 
+def test_the_focus_returns_to_a_clip_that_was_clicked_as_it_played(found: Any) -> None:
+    card = found.locator(".card").nth(names(found).index("long.mp4"))
+    card.hover()
+    found.wait_for_selector(".card.playing")
+    card.locator(".open").click()
+    found.wait_for_selector("#player[open]")
+    found.keyboard.press("Escape")
+    found.wait_for_selector("#player", state="hidden")
+    assert found.evaluate("document.activeElement.className") == "open"
+    assert found.evaluate("document.activeElement.querySelector('.name').textContent") == "long.mp4"
+
+
 def test_back_closes_it_and_its_address_opens_it(found: Any, open_page: Any) -> None:
     open_long(found)
     address = found.url
