@@ -108,9 +108,10 @@ def _values(name: str, text: str) -> list[float]:
 def serving(
     library: Library, log: Path, *options: object, encoder: str = "", key: str = "", **environment: str
 ) -> Iterator[Site]:
-    """A service during the block, of a bundle or with a server as its encoder."""
+    """A service during the block, of a bundle or with a server as its encoder; by default it is given much time."""
     model = ["--encoder", encoder] if encoder else ["--model", str(library.bundle)]
     command = ["-m", "eao", "serve", str(library.index), *model, "--port", "0", "--log-format", "json"]
+    command += ["--timeout", f"{PATIENCE:g}s"]  # of an option that is given twice the last one holds
     with running([*command, *map(str, options)], log, key, **environment) as site:
         yield site
 

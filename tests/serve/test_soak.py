@@ -42,7 +42,7 @@ def test_all_kinds_of_requests_for_a_while(start: Callable[..., Site], library: 
     if INDEX is not None:
         library = Library(Path(INDEX), Path(MODEL or INDEX), library.clips)
     # Each may be sending a file at one moment.
-    own = start("--uploads", CLIENTS, "--timeout", f"{PATIENCE:g}s", of=library, **_MALLOC)
+    own = start("--uploads", CLIENTS, of=library, **_MALLOC)
     seeds = itertools.count()
 
     @contextlib.contextmanager
